@@ -1,0 +1,1 @@
+"""The on-disk format of vitscope: manifest, Zarr arrays and FAISS indexes."""

@@ -1,0 +1,137 @@
+"""Opening an index and reading a published generation of it."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable
+from functools import cache, cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from vitscope.store import layout
+from vitscope.store.arrays import Array, open_array
+from vitscope.store.errors import DamagedIndexError, NotAnIndexError, NotKeptError
+from vitscope.store.files import sha256_bytes
+from vitscope.store.manifest import LayerRecord, Manifest, Pooling
+from vitscope.store.neighbours import Neighbours, load
+from vitscope.store.rows import RowTable
+
+_NAME = re.compile(r"(\d{6})-([0-9a-f]{16})")
+
+
+def generation_name(number: int, manifest: bytes) -> str:
+    """Name of the generation with this manifest: its ordinal and part of the digest."""
+    return f"{number:06d}-{sha256_bytes(manifest)[:16]}"
+
+
+def open_generation(index: Path) -> Generation:
+    """Open the published generation of the index at `index`, read-only.
+
+    Raises `NotAnIndexError` where nothing is published there, `UnsupportedFormatError` for a
+    format this reader does not know, `DamagedIndexError` where the manifest is not what was
+    published.
+    """
+    return Generation(index / layout.GENERATIONS / current_name(index))
+
+
+def current_name(index: Path) -> str:
+    """Name of the published generation of the index at `index`."""
+    if not index.is_dir():
+        raise NotAnIndexError(f"There is no index folder {index}.")
+    pointer = index / layout.CURRENT
+    if not pointer.is_file():
+        if (index / layout.WORK).is_dir():
+            raise NotAnIndexError(
+                f"The index {index} is not finished; run the same `vitscope index` command again."
+            )
+        raise NotAnIndexError(
+            f"{index} is not an index; make one with `vitscope index --out {index}`."
+        )
+    name = pointer.read_bytes()[:64].decode(errors="replace").strip()
+    if not _NAME.fullmatch(name):
+        raise DamagedIndexError(f"{layout.CURRENT} of the index {index} is damaged.")
+    return name
+
+
+class Generation:
+    """One published version of an index; safe to read from several threads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        """The generation's folder."""
+        self.name = path.name
+        """Its name, which every answer carries."""
+        self.manifest = _read_manifest(path)
+        self.rows = RowTable(layout.rows_path(path))
+        self._layers = {layer.name: layer for layer in self.manifest.layers}
+        # Caches of this object, so that they go when it goes.
+        self._array: Callable[[str, str], Array] = cache(self._open)
+        self._neighbours: Callable[[str], Neighbours] = cache(self._load_neighbours)
+
+    def layer(self, name: str) -> LayerRecord:
+        """The layer called `name`; raises `NotKeptError` where there is none."""
+        if name not in self._layers:
+            close = difflib.get_close_matches(name, self._layers, n=1)
+            known = f"did you mean {close[0]}?" if close else f"it has {self._span}."
+            raise NotKeptError(f"The index has no layer {name[:80]!r}; {known}")
+        return self._layers[name]
+
+    def scores(self, layer: str, pooling: Pooling, channel: int) -> npt.NDArray[np.float16]:
+        """Scores of one channel on every image: (N,); NaN on invalid rows."""
+        return self._array(layer, layout.scores_name(pooling)).read(channel)
+
+    def top(
+        self, layer: str, pooling: Pooling, channel: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float16]]:
+        """Rows and scores of a channel's kept top images, best first: (≤ K,) each."""
+        rows = self._array(layer, layout.top_rows_name(pooling)).read(channel)
+        scores = self._array(layer, layout.top_scores_name(pooling)).read(channel)
+        kept = int(np.count_nonzero(rows >= 0))
+        return rows[:kept], scores[:kept]
+
+    def top_maps(
+        self, layer: str, pooling: Pooling, channel: int, ranks: npt.NDArray[np.int64] | slice
+    ) -> npt.NDArray[np.float16]:
+        """Patch maps (M, H, W) of a channel's kept top images at `ranks` (M,)."""
+        return self._array(layer, layout.top_maps_name(pooling)).read(channel, ranks)
+
+    def neighbours(self, layer: str) -> Neighbours:
+        """The layer's FAISS index, loaded once after its digest was checked."""
+        return self._neighbours(layer)
+
+    @cached_property
+    def _span(self) -> str:
+        names = [layer.name for layer in self.manifest.layers]
+        return names[0] if len(names) == 1 else f"{len(names)}, {names[0]} to {names[-1]}"
+
+    def _open(self, layer: str, array: str) -> Array:
+        return open_array(layout.layer_path(self.path, layer) / array)
+
+    def _load_neighbours(self, layer: str) -> Neighbours:
+        return load(self._checked_bytes(layout.faiss_file(layer)))
+
+    def _checked_bytes(self, name: str) -> bytes:
+        # FAISS has no checksum and reads damaged files: it only sees bytes that were verified.
+        try:
+            data = (self.path / name).read_bytes()
+        except OSError as error:
+            raise DamagedIndexError(f"File {name} of the index cannot be read.") from error
+        record = self.manifest.files.get(name)
+        if record is None or sha256_bytes(data) != record.sha256:
+            raise DamagedIndexError(f"File {name} of the index is not what was published.")
+        return data
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        data = (path / layout.MANIFEST).read_bytes()
+    except OSError as error:
+        raise DamagedIndexError(f"The manifest of generation {path.name} is missing.") from error
+    if generation_name(int(path.name[:6]), data) != path.name:
+        raise DamagedIndexError(
+            f"The manifest of generation {path.name} is not what was published."
+        )
+    return Manifest.from_json(data)

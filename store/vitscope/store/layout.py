@@ -1,0 +1,90 @@
+"""Where everything lies in an index directory, and how each array is stored.
+
+INDEX/CURRENT                     name of the published generation
+INDEX/generations/NAME/           immutable
+    manifest.json
+    arrays.zarr/rows/…            one group: the row table
+    arrays.zarr/layers/LAYER/…    one group per layer: scores and top images with maps
+    faiss/LAYER.faiss             nearest images by mean-pooled activations
+INDEX/work/                       an indexing run that has not been published yet
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vitscope.store.arrays import ArraySpec, leading_spec
+from vitscope.store.manifest import LayerRecord, Pooling
+
+CURRENT = "CURRENT"
+GENERATIONS = "generations"
+WORK = "work"
+MANIFEST = "manifest.json"
+ARRAYS = "arrays.zarr"
+
+# Channels that share an inner chunk of scores: one channel over 1,024 rows is 2 KB, too little
+# to read or check at once.
+_SCORE_CHANNELS = 8
+
+
+def rows_path(generation: Path) -> Path:
+    """The group of the row table."""
+    return generation / ARRAYS / "rows"
+
+
+def layer_path(generation: Path, layer: str) -> Path:
+    """The group of a layer's arrays."""
+    return generation / ARRAYS / "layers" / layer
+
+
+def faiss_file(layer: str) -> str:
+    """A layer's FAISS index, relative to the generation's folder."""
+    return f"faiss/{layer}.faiss"
+
+
+def scores_name(pooling: Pooling) -> str:
+    """Array of all images' scores."""
+    return f"scores_{pooling}"
+
+
+def top_rows_name(pooling: Pooling) -> str:
+    """Array of the rows of the top images; -1 where there are fewer images than ranks."""
+    return f"top_rows_{pooling}"
+
+
+def top_scores_name(pooling: Pooling) -> str:
+    """Array of the scores of the top images."""
+    return f"top_scores_{pooling}"
+
+
+def top_maps_name(pooling: Pooling) -> str:
+    """Array of the patch maps of the top images."""
+    return f"top_maps_{pooling}"
+
+
+def scores_spec(layer: LayerRecord, rows: int, unit_rows: int) -> ArraySpec:
+    """Scores (C, N): a shard is all channels of one unit of rows."""
+    padded = -(-layer.channels // _SCORE_CHANNELS) * _SCORE_CHANNELS
+    return ArraySpec(
+        "float16",
+        (layer.channels, rows),
+        ("channel", "row"),
+        (padded, unit_rows),
+        (_SCORE_CHANNELS, unit_rows),
+    )
+
+
+def top_rows_spec(layer: LayerRecord) -> ArraySpec:
+    """Rows of the top images (C, K), best first."""
+    return leading_spec("int64", (layer.channels, layer.top_k), ("channel", "rank"), 16)
+
+
+def top_scores_spec(layer: LayerRecord) -> ArraySpec:
+    """Scores of the top images (C, K), best first."""
+    return leading_spec("float16", (layer.channels, layer.top_k), ("channel", "rank"), 16)
+
+
+def top_maps_spec(layer: LayerRecord) -> ArraySpec:
+    """Patch maps of the top images (C, K, H, W); a channel is one inner chunk."""
+    shape = (layer.channels, layer.top_k, layer.tokens.height, layer.tokens.width)
+    return leading_spec("float16", shape, ("channel", "rank", "y", "x"), 1)

@@ -1,0 +1,149 @@
+"""The manifest: what a generation holds, and the digest of every file in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+from vitscope.store.errors import DamagedIndexError, UnsupportedFormatError
+
+FORMAT = "vitscope-index"
+FORMAT_VERSION = 1
+
+Pooling = Literal["mean", "max", "cls"]
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLayout:
+    """Where a layer's tokens lie: the prefix tokens, then the patch grid in row-major order."""
+
+    prefix: tuple[str, ...]
+    """`cls`, `dist` or `reg`, one per prefix token, in order."""
+    height: int
+    """Patches from top to bottom."""
+    width: int
+    """Patches from left to right."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one image: prefix and patches."""
+        return len(self.prefix) + self.height * self.width
+
+    @property
+    def poolings(self) -> tuple[Pooling, ...]:
+        """The poolings such a layer can have."""
+        return POOLINGS if "cls" in self.prefix else ("mean", "max")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRecord:
+    """One feed-forward block whose hidden activations were indexed."""
+
+    name: str
+    """Module path of the block, such as `blocks.5.mlp`."""
+    depth: int
+    """Position in the order of execution, from 0."""
+    channels: int
+    """Hidden width."""
+    tokens: TokenLayout
+    poolings: tuple[Pooling, ...]
+    top_k: int
+    """Images per channel and pooling whose patch maps are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """The model that made the activations."""
+
+    name: str
+    """timm's name, with the pretrained tag where there is one."""
+    weights_source: str
+    """`pretrained`, `checkpoint` or `random`."""
+    weights_sha256: str
+    """Digest of names, dtypes, shapes and values of all parameters and buffers."""
+    input_size: tuple[int, int]
+    """Height and width in pixels."""
+    dtype: str
+    """Element type of the forward pass."""
+    transform: tuple[str, ...]
+    """timm's evaluation transform, a step an entry, as it prints itself."""
+    decoder: str
+    """Which decoder made the pixels."""
+    exif: str
+    """`ignored`: orientation tags are not applied, as in timm's own evaluation."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """Size in bytes and SHA-256 of one published file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything a reader needs to know before it opens an array."""
+
+    model: ModelRecord
+    layers: tuple[LayerRecord, ...]
+    rows: int
+    valid_rows: int
+    rows_sha256: str
+    """Digest of the frozen row list: keys, byte lengths and labels."""
+    batch_size: int
+    """Rows per forward pass; matrix products may round differently at another size."""
+    unit_rows: int
+    """Rows per unit of work, the width of a score shard."""
+    saturated: int
+    """Activations or scores beyond float16's range that were stored as its largest value."""
+    thumbnail_size: int
+    """Longer side of the stored pictures in pixels; 0 where none are stored."""
+    recall_at_10: Mapping[str, float]
+    """By layer: share of the true ten nearest images that its FAISS index finds."""
+    written_by: str
+    files: Mapping[str, FileRecord] = field(default_factory=dict)
+    """By path below the generation's folder; all files but the manifest itself."""
+
+    def to_json(self) -> bytes:
+        """Serialise; equal manifests give equal bytes."""
+        body = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
+        return json.dumps(body, indent=1, sort_keys=True).encode() + b"\n"
+
+    @staticmethod
+    def from_json(data: bytes) -> Manifest:
+        """Parse and check.
+
+        Raises `UnsupportedFormatError` for another format or version and `DamagedIndexError` for
+        anything that is not a whole manifest.
+        """
+        try:
+            body = json.loads(data)
+            found = (body.pop("format"), body.pop("format_version"))
+            if found != (FORMAT, FORMAT_VERSION):
+                raise UnsupportedFormatError(
+                    f"The index has format {found[0]!r} version {found[1]!r}; this vitscope reads "
+                    f"{FORMAT!r} version {FORMAT_VERSION}."
+                )
+            return _manifest(body)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DamagedIndexError("The manifest is not readable as one.") from error
+
+
+def _manifest(body: dict[str, Any]) -> Manifest:
+    model = body.pop("model")
+    model["input_size"] = tuple(model["input_size"])
+    model["transform"] = tuple(model["transform"])
+    files = {path: FileRecord(**record) for path, record in body.pop("files").items()}
+    layers = tuple(_layer(layer) for layer in body.pop("layers"))
+    return Manifest(model=ModelRecord(**model), layers=layers, files=files, **body)
+
+
+def _layer(layer: dict[str, Any]) -> LayerRecord:
+    tokens = layer.pop("tokens")
+    tokens["prefix"] = tuple(tokens["prefix"])
+    poolings = tuple(layer.pop("poolings"))
+    return LayerRecord(tokens=TokenLayout(**tokens), poolings=poolings, **layer)

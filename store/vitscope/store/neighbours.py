@@ -1,0 +1,64 @@
+"""Nearest images in a layer's activation space: a FAISS index over mean-pooled activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vitscope.store.errors import DamagedIndexError, NotKeptError
+
+Vectors = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """An index whose ids are rows and whose inner product is cosine similarity."""
+
+    _index: Any
+
+    def nearest(self, row: int, k: int) -> tuple[Rows, Vectors]:
+        """Rows (k,) and cosine similarities (k,) of the `k` images nearest to image `row`.
+
+        The image itself is left out; higher similarity first, then lower row. Raises
+        `NotKeptError` where `row` has no activations.
+        """
+        try:
+            query = self._index.reconstruct(row)[None]
+        except RuntimeError as error:
+            raise NotKeptError(f"Row {row} is an invalid image and has no neighbours.") from error
+        similarities, rows = self._index.search(query, k + 1)
+        others = rows[0] != row
+        found, near = rows[0][others], np.clip(similarities[0][others], -1, 1)
+        order = np.lexsort((found, -near))[:k]
+        return found[order], near[order]
+
+
+def normalise(vectors: npt.NDArray[Any]) -> Vectors:
+    """Scale each vector of (N, C) to length 1 in float32; a zero vector stays zero."""
+    wide = vectors.astype(np.float32)
+    length = np.linalg.norm(wide, axis=1, keepdims=True)
+    np.divide(wide, length, out=wide, where=length > 0)
+    return wide
+
+
+def build(vectors: npt.NDArray[Any], rows: Rows) -> bytes:
+    """Serialised exact index of `vectors` (N, C) under the ids `rows` (N,)."""
+    import faiss
+
+    index = faiss.IndexIDMap2(faiss.IndexFlatIP(vectors.shape[1]))
+    index.add_with_ids(normalise(vectors), rows)
+    return faiss.serialize_index(index).tobytes()
+
+
+def load(data: bytes) -> Neighbours:
+    """The index serialised in `data`, whose digest the caller has checked."""
+    import faiss
+
+    try:
+        return Neighbours(faiss.deserialize_index(np.frombuffer(data, np.uint8)))
+    except RuntimeError as error:
+        raise DamagedIndexError("A FAISS index of the store is not readable as one.") from error
