@@ -1,0 +1,1 @@
+"""From pictures to a published index: decode, capture, reduce, write, merge, publish."""

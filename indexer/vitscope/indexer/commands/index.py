@@ -1,0 +1,79 @@
+"""run a folder of pictures through a model once and publish the index"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+EXTRA = "indexer"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    add = parser.add_argument
+    add("--model", required=True, metavar="NAME", help="timm model, with its pretrained tag or not")
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="local weights (.safetensors or .pth)"
+    )
+    weights.add_argument(
+        "--random-weights", action="store_true", help="untrained weights, for trying things out"
+    )
+    add("--img-size", type=int, metavar="N", help="side of the model's input in pixels")
+    add("--data", type=Path, required=True, metavar="DIR", help="folder of pictures")
+    add("--out", type=Path, required=True, metavar="INDEX", help="folder to make the index in")
+    add("--limit", type=int, metavar="N", help="only the first N pictures by name")
+    add("--top-k", type=int, default=32, metavar="K", help="maps kept per channel (default 32)")
+    add("--batch-size", type=int, default=32, metavar="B", help="pictures a forward (default 32)")
+    add("--unit-rows", type=int, default=1024, metavar="U", help="pictures a unit (default 1024)")
+    add("--dtype", default="float32", help="float32 (default), bfloat16 or float16")
+    add("--device", default="", help="cpu, cuda, cuda:1 (default: CUDA where there is one)")
+    add(
+        "--thumbnail-size",
+        type=int,
+        default=256,
+        metavar="PX",
+        help="longer side of the pictures stored in the index, 0 for none (default 256)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Index, then say what was made and which pictures could not be read."""
+    from vitscope.indexer.model import Weights
+    from vitscope.indexer.run import Options, index
+    from vitscope.store.generation import open_generation
+
+    start = time.monotonic()
+    name = index(
+        Options(
+            model=args.model,
+            data=args.data,
+            out=args.out,
+            weights=Weights(args.checkpoint, args.random_weights),
+            img_size=args.img_size,
+            limit=args.limit,
+            top_k=args.top_k,
+            batch_size=args.batch_size,
+            unit_rows=args.unit_rows,
+            dtype=args.dtype,
+            device=args.device,
+            thumbnail_size=args.thumbnail_size,
+        )
+    )
+    generation = open_generation(args.out)
+    manifest = generation.manifest
+    size = sum(record.bytes for record in manifest.files.values())
+    print(
+        f"Published {name} in {args.out}: {manifest.valid_rows:,} images, "
+        f"{len(manifest.layers)} layers, {size:,} bytes, {time.monotonic() - start:.1f} s."
+    )
+    invalid = (~generation.rows.valid).nonzero()[0]
+    if len(invalid):
+        print(f"{len(invalid):,} files are no readable image and are kept as invalid rows:")
+        for row in invalid[:20]:
+            record = generation.rows.record(int(row))
+            print(f"  row {record.row}  {record.key}: {record.reason}")
+        if len(invalid) > 20:
+            print("  … `vitscope info --json` lists them all.")
+    return 0

@@ -1,0 +1,88 @@
+"""From the bytes of a file to the model's input, by timm's own evaluation transform."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+
+# A picture that Pillow suspects to be a decompression bomb is refused, not warned of.
+warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+_JPEG_QUALITY = 88
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One decoded image, or the reason why there is none."""
+
+    pixels: torch.Tensor | None
+    """Model input (3, H, W) float32, normalised; None where the image is invalid."""
+    thumbnail: bytes
+    """The picture as the model sees it, as a JPEG; empty where none is wanted or it is invalid."""
+    sha256: str
+    """Digest of the file's bytes."""
+    reason: str
+    """Why the image is invalid; empty where it is valid."""
+
+
+class Decoder:
+    """Pillow, then the steps of a timm evaluation transform."""
+
+    name = "pillow"
+
+    def __init__(self, steps: Sequence[Callable[[Any], Any]], thumbnail_size: int) -> None:
+        self._steps = steps
+        self._thumbnail_size = thumbnail_size
+
+    def __call__(self, data: bytes) -> Picture:
+        """Decode one file; bad bytes give a `reason`, never an exception."""
+        digest = hashlib.sha256(data).hexdigest()
+        try:
+            image = _open_rgb(data)
+        # Whatever a codec raises on bad bytes, the row stays and says why.
+        except Exception as error:
+            return Picture(None, b"", digest, _reason(data, error))
+        view, pixels = self._transform(image)
+        return Picture(pixels, self._thumbnail(view), digest, "")
+
+    def _transform(self, image: Image.Image) -> tuple[Image.Image, torch.Tensor]:
+        value: Any = image
+        view = image
+        for step in self._steps:
+            value = step(value)
+            # The last picture before it becomes numbers is what the model sees.
+            if isinstance(value, Image.Image):
+                view = value
+        return view, value
+
+    def _thumbnail(self, view: Image.Image) -> bytes:
+        if not self._thumbnail_size:
+            return b""
+        small = view.copy()
+        small.thumbnail((self._thumbnail_size, self._thumbnail_size), Image.Resampling.LANCZOS)
+        out = io.BytesIO()
+        small.save(out, "JPEG", quality=_JPEG_QUALITY)
+        return out.getvalue()
+
+
+def _open_rgb(data: bytes) -> Image.Image:
+    # The orientation tag is not applied, as in timm's own evaluation.
+    with Image.open(io.BytesIO(data)) as image:
+        return image.convert("RGB")
+
+
+def _reason(data: bytes, error: Exception) -> str:
+    if not data:
+        return "the file is empty"
+    if isinstance(error, UnidentifiedImageError):
+        return "the file is not an image that Pillow knows"
+    if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
+        return f"the image has more than {Image.MAX_IMAGE_PIXELS:,} pixels"
+    return f"the image data is broken ({error or type(error).__name__})"

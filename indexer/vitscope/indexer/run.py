@@ -1,0 +1,176 @@
+"""One indexing run, from the options to the published generation."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from vitscope.indexer.capture import CapturedLayer, find_layers
+from vitscope.indexer.decode import Decoder
+from vitscope.indexer.errors import IndexingError, OutputError
+from vitscope.indexer.merge import merge
+from vitscope.indexer.model import DTYPES, LoadedModel, Weights, load_model
+from vitscope.indexer.plan import Plan
+from vitscope.indexer.progress import Progress
+from vitscope.indexer.reduce import LayerReduction
+from vitscope.indexer.source import ImageFolder, open_folder
+from vitscope.indexer.unit import Worker
+from vitscope.indexer.work import Work, check_output
+from vitscope.store.manifest import LayerRecord, ModelRecord
+from vitscope.store.publish import complete_publication
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a run is asked to do."""
+
+    model: str
+    data: Path
+    out: Path
+    weights: Weights = field(default_factory=Weights)
+    img_size: int | None = None
+    limit: int | None = None
+    """Index the first so many images of the sorted list only."""
+    top_k: int = 32
+    batch_size: int = 32
+    unit_rows: int = 1024
+    dtype: str = "float32"
+    device: str = ""
+    """`cpu`, `cuda`, `cuda:1`; empty takes CUDA where there is one."""
+    thumbnail_size: int = 256
+    """Longer side of the stored pictures in pixels; 0 stores none."""
+
+
+def index(options: Options) -> str:
+    """Index the pictures of `options.data`, publish in `options.out`, give the generation's name.
+
+    Nothing is written before the options, the output folder, the pictures and the model have
+    proved good. An unfinished run of the same plan is taken up where it was left. Raises
+    `IndexingError`.
+    """
+    _check(options)
+    check_output(options.out)
+    source = open_folder(options.data, limit=options.limit)
+    device = _device(options.device)
+    model = load_model(
+        options.model,
+        options.weights,
+        img_size=options.img_size,
+        device=device,
+        dtype=options.dtype,
+    )
+    layers = find_layers(model.module, model.name, model.input_size)
+    plan = _plan(options, source, model, layers)
+    work = Work(options.out, plan)
+    with work.lock():
+        work.begin()
+        name = complete_publication(options.out, work.staged)
+        if name is None:
+            _run_units(work, source, model, layers, device)
+            name = merge(work)
+        work.remove()
+    return name
+
+
+def _run_units(
+    work: Work,
+    source: ImageFolder,
+    model: LoadedModel,
+    layers: list[CapturedLayer],
+    device: str,
+) -> None:
+    plan = work.plan
+    finished = [unit for unit in plan.units if work.done(unit)]
+    done = sum(unit.stop - unit.start for unit in finished)
+    progress = Progress("images", plan.rows, done=done)
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        worker = Worker(
+            source=source,
+            decoder=Decoder(model.steps, plan.thumbnail_size),
+            model=model,
+            layers=layers,
+            reductions=[LayerReduction(layer, device) for layer in plan.layers],
+            work=work,
+            device=device,
+            progress=progress,
+            pool=pool,
+        )
+        for unit in finished:
+            worker.restore(unit)
+        for unit in plan.units:
+            if unit not in finished:
+                worker.run(unit)
+    progress.finish()
+
+
+def _plan(
+    options: Options, source: ImageFolder, model: LoadedModel, layers: list[CapturedLayer]
+) -> Plan:
+    rows = len(source.rows)
+    record = ModelRecord(
+        name=model.name,
+        weights_source=model.weights_source,
+        weights_sha256=model.weights_sha256,
+        input_size=model.input_size,
+        dtype=options.dtype,
+        transform=tuple(str(step) for step in model.steps),
+        decoder=Decoder.name,
+        exif="ignored",
+    )
+    return Plan(
+        model=record,
+        layers=tuple(
+            LayerRecord(
+                name=layer.name,
+                depth=depth,
+                channels=layer.channels,
+                tokens=layer.tokens,
+                poolings=layer.tokens.poolings,
+                top_k=min(options.top_k, rows),
+            )
+            for depth, layer in enumerate(layers)
+        ),
+        rows=rows,
+        rows_sha256=source.digest(),
+        batch_size=options.batch_size,
+        unit_rows=min(options.unit_rows, rows),
+        thumbnail_size=options.thumbnail_size,
+    )
+
+
+def _check(options: Options) -> None:
+    for name in ("top_k", "batch_size", "unit_rows"):
+        if getattr(options, name) < 1:
+            raise IndexingError(f"--{name.replace('_', '-')} must be at least 1.")
+    if options.limit is not None and options.limit < 1:
+        raise IndexingError("--limit must be at least 1.")
+    if options.img_size is not None and options.img_size < 1:
+        raise IndexingError("--img-size must be at least 1 pixel.")
+    if options.thumbnail_size < 0:
+        raise IndexingError("--thumbnail-size must be 0 or more pixels.")
+    if options.dtype not in DTYPES:
+        raise IndexingError(f"--dtype must be one of {', '.join(DTYPES)}.")
+    if options.unit_rows % options.batch_size:
+        raise IndexingError(
+            f"--unit-rows ({options.unit_rows}) must be a multiple of "
+            f"--batch-size ({options.batch_size})."
+        )
+    parent = options.out.absolute().parent
+    if not parent.is_dir():
+        raise OutputError(f"The folder {parent} for --out does not exist.")
+
+
+def _device(asked: str) -> str:
+    if not asked:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=asked)
+    except (RuntimeError, AssertionError):
+        raise IndexingError(
+            f"The device {asked!r} cannot be used here; give --device cpu."
+        ) from None
+    return asked
