@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -101,7 +102,10 @@ class RowTable:
 
     @cached_property
     def _thumbnails(self) -> _Column | None:
-        return self._column("thumbnail") if (self._path / "thumbnail").exists() else None
+        if not (self._path / "thumbnail").exists():
+            return None
+        # Too large to hold: pictures stay on the disk.
+        return _Column(open_array(self._path / "thumbnail").read, self._edges("thumbnail"))
 
     @cached_property
     def _digests(self) -> Array:
@@ -112,16 +116,18 @@ class RowTable:
         return open_array(self._path / "bytes").read()
 
     def _column(self, name: str) -> _Column:
-        return _Column(
-            open_array(self._path / name), open_array(self._path / f"{name}_edge").read()
-        )
+        data = open_array(self._path / name).read()
+        return _Column(data.__getitem__, self._edges(name))
+
+    def _edges(self, name: str) -> npt.NDArray[np.int64]:
+        return open_array(self._path / f"{name}_edge").read()
 
 
 @dataclass(frozen=True, slots=True)
 class _Column:
     """Byte strings of varying length: item i lies between edges i and i + 1."""
 
-    data: Array
+    read: Callable[[slice], npt.NDArray[np.uint8]]
     edges: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -129,7 +135,7 @@ class _Column:
 
     def item(self, number: int) -> bytes:
         start, stop = int(self.edges[number]), int(self.edges[number + 1])
-        return bytes(self.data.read(slice(start, stop))) if stop > start else b""
+        return self.read(slice(start, stop)).tobytes() if stop > start else b""
 
     def text(self, number: int) -> str:
         return self.item(number).decode()

@@ -1,0 +1,1 @@
+"""Answers questions about published indexes over gRPC."""

@@ -1,0 +1,78 @@
+"""The one place where exceptions become gRPC status codes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+from grpc import aio
+
+from vitscope.server.errors import InvalidArgumentError, NotFoundError, NotKeptHereError
+from vitscope.store.errors import DamagedIndexError
+
+_log = logging.getLogger("vitscope.server")
+
+CODES: dict[type[Exception], grpc.StatusCode] = {
+    InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
+    NotFoundError: grpc.StatusCode.NOT_FOUND,
+    NotKeptHereError: grpc.StatusCode.FAILED_PRECONDITION,
+    DamagedIndexError: grpc.StatusCode.DATA_LOSS,
+}
+
+
+class StatusInterceptor(aio.ServerInterceptor):
+    """Ends a call that raised with the status of its exception; unknown ones say nothing."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Wrap the method's handler."""
+        handler = await continuation(handler_call_details)
+        if handler is None or handler.request_streaming:
+            return handler
+        kinds = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(_streaming(handler.unary_stream), **kinds)
+        return grpc.unary_unary_rpc_method_handler(_single(handler.unary_unary), **kinds)
+
+
+def _single(method: Callable[..., Any]) -> Any:
+    async def call(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            return await method(request, context)
+        except Exception as error:
+            return await _abort(context, error)
+
+    return call
+
+
+def _streaming(method: Callable[..., Any]) -> Any:
+    async def call(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            async for reply in method(request, context):
+                yield reply
+        except Exception as error:
+            await _abort(context, error)
+
+    return call
+
+
+async def _abort(context: aio.ServicerContext[Any, Any], error: Exception) -> None:
+    if isinstance(error, aio.AbortError):
+        raise error
+    code = CODES.get(type(error))
+    if code is None:
+        _log.error("A call failed in the server.", exc_info=error)
+        await context.abort(
+            grpc.StatusCode.INTERNAL, "The server failed to answer; its log says why."
+        )
+    if code is grpc.StatusCode.DATA_LOSS:
+        _log.error("%s", error)
+    await context.abort(code, str(error))
