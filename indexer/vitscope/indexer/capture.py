@@ -40,6 +40,11 @@ def find_layers(model: nn.Module, name: str, input_size: tuple[int, int]) -> lis
     `ModelError` where the model is no plain vision transformer or the probe contradicts its layout.
     """
     layout = token_layout(model, name)
+    if input_size[0] % layout.height or input_size[1] % layout.width:
+        raise ModelError(
+            f"{name} cannot be indexed at {input_size[0]} x {input_size[1]} pixels: its "
+            f"{layout.height} x {layout.width} patches would leave a rim; give another --img-size."
+        )
     seen: list[tuple[str, torch.Size]] = []
 
     def note(path: str, activation: torch.Tensor) -> None:

@@ -12,8 +12,11 @@ from typing import Any
 import torch
 from PIL import Image, UnidentifiedImageError
 
-# A picture that Pillow suspects to be a decompression bomb is refused, not warned of.
-warnings.simplefilter("error", Image.DecompressionBombWarning)
+MAX_PIXELS = 89_478_485
+"""Larger pictures are taken for decompression bombs, as Pillow's own warning does."""
+
+# Pillow warns and goes on; here such a picture is refused before it is decoded.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 _JPEG_QUALITY = 88
 
@@ -75,6 +78,8 @@ class Decoder:
 def _open_rgb(data: bytes) -> Image.Image:
     # The orientation tag is not applied, as in timm's own evaluation.
     with Image.open(io.BytesIO(data)) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise Image.DecompressionBombError
         return image.convert("RGB")
 
 
@@ -83,6 +88,6 @@ def _reason(data: bytes, error: Exception) -> str:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError):
         return "the file is not an image that Pillow knows"
-    if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
-        return f"the image has more than {Image.MAX_IMAGE_PIXELS:,} pixels"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"the image has more than {MAX_PIXELS:,} pixels"
     return f"the image data is broken ({error or type(error).__name__})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,6 +122,8 @@ def _create(name: str, weights: Weights, img_size: int | None) -> nn.Module:
     torch.manual_seed(0)
     if weights.random:
         return _build(name, pretrained=False, **arguments)
+    # The hub's client tells of every retry; one sentence at the end says it all.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     with _recorded_loads() as loads:
         try:
             module = _build(name, pretrained=True, **arguments)

@@ -1,0 +1,189 @@
+"""The synchronous client: one method per question, results in plain Python and numpy."""
+
+import re
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self, SupportsIndex
+
+import grpc
+
+from vitscope.client import convert
+from vitscope.client.errors import UsageError, rpc_errors
+from vitscope.client.results import (
+    Image,
+    Index,
+    PatchMap,
+    PatchMaps,
+    SimilarImages,
+    TopImages,
+)
+from vitscope.v1 import query_pb2
+from vitscope.v1.service_pb2_grpc import ActivationServiceStub
+
+_ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+):(?P<port>[0-9]{1,5})")
+_OPTIONS = [
+    # An answer that ranks very many images may pass gRPC's 4 MiB.
+    ("grpc.max_receive_message_length", 64 << 20),
+    # HOST:PORT is dialled as it stands, whatever http_proxy says.
+    ("grpc.enable_http_proxy", 0),
+]
+
+
+class Client:
+    """A connection to a vitscope server; safe to share between threads.
+
+    with Client("127.0.0.1:50051") as client:
+        top = client.top_images("blocks.5.mlp", 7, k=9, maps=True)
+        for image in top.images:
+            print(image.row, image.label, image.score)
+
+    `address` is HOST:PORT. `timeout` is the longest any one call may take, in seconds.
+    Nothing is sent before the first question. Every method raises a `VitscopeError`:
+    `UnavailableError` where nothing answers, `DeadlineError` after `timeout`,
+    `InvalidRequestError` or `NotFoundError` for a question with no answer.
+
+    In every method an empty `index` means the server's only index.
+    """
+
+    def __init__(self, address: str, *, timeout: float = 30.0) -> None:
+        self._address = _checked_address(address)
+        self._timeout = _checked_timeout(timeout)
+        self._channel = grpc.insecure_channel(self._address, options=_OPTIONS)
+        self._stub = ActivationServiceStub(self._channel)
+
+    def close(self) -> None:
+        """Let the connection go; calls under way end with `CancelledError`."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def indexes(self) -> list[Index]:
+        """The indexes that the server holds, without their layers."""
+        with rpc_errors(self._address):
+            reply = self._stub.ListIndexes(query_pb2.ListIndexesRequest(), timeout=self._timeout)
+        return [convert.index(index) for index in reply.indexes]
+
+    def index(self, name: str = "") -> Index:
+        """One index with its layers.
+
+        for layer in client.index().layers:
+            print(layer.name, layer.channels)
+        """
+        request = convert.index_request(name)
+        with rpc_errors(self._address):
+            reply = self._stub.GetIndex(request, timeout=self._timeout)
+        return convert.index(reply.index)
+
+    def top_images(
+        self,
+        layer: str,
+        channel: SupportsIndex,
+        *,
+        pooling: str = "mean",
+        k: SupportsIndex | None = None,
+        maps: bool = False,
+        index: str = "",
+    ) -> TopImages:
+        """The `k` images on which a channel scores highest, exactly.
+
+        top = client.top_images("blocks.5.mlp", 7, pooling="max", k=9)
+        rows = [image.row for image in top.images]
+
+        `pooling` is 'mean', 'max' or 'cls'. Without `k` the server gives 20 images, or all if
+        there are fewer. With `maps` the stored patch maps of these images come along; an index
+        keeps those of the first `Layer.maps_per_channel`.
+        """
+        request = convert.top_images_request(index, layer, channel, pooling, k, maps)
+        with rpc_errors(self._address):
+            reply = self._stub.TopImages(request, timeout=self._timeout)
+        return convert.top_images(reply, layer, channel)
+
+    def patch_maps(
+        self, selectors: Sequence[convert.Selector], *, index: str = ""
+    ) -> list[PatchMaps]:
+        """Many patch maps in one call, each asked for as (layer, channel, row).
+
+        [maps] = client.patch_maps([("blocks.5.mlp", 7, row) for row in rows])
+        maps.values[0]  # (H, W) of rows[0]
+
+        They come in the order asked for; maps that follow each other and share layer and grid
+        are one result. Raises `NotKeptError` for a map that the index did not keep.
+        """
+        request = convert.patch_maps_request(index, selectors)
+        with rpc_errors(self._address):
+            replies = list(self._stub.GetPatchMaps(request, timeout=self._timeout))
+        return convert.patch_maps_stream(replies, len(selectors))
+
+    def patch_map(
+        self, layer: str, channel: SupportsIndex, row: SupportsIndex, *, index: str = ""
+    ) -> PatchMap:
+        """The patch map of one channel on one image.
+
+        heat = client.patch_map("blocks.5.mlp", 7, row=12).values  # (H, W)
+
+        Raises `NotKeptError` for a map that the index did not keep.
+        """
+        [maps] = self.patch_maps([(layer, channel, row)], index=index)
+        return PatchMap(
+            generation=maps.generation,
+            layer=maps.layer,
+            channel=int(maps.channels[0]),
+            row=int(maps.rows[0]),
+            values=maps.values[0],
+        )
+
+    def similar_images(
+        self,
+        layer: str,
+        row: SupportsIndex,
+        *,
+        k: SupportsIndex | None = None,
+        index: str = "",
+    ) -> SimilarImages:
+        """The `k` images nearest to image `row` in a layer's activation space.
+
+        near = client.similar_images("blocks.5.mlp", row=12, k=9)
+        if not near.exact:
+            print(f"finds {near.recall_at_10:.0%} of the true neighbours")
+
+        Without `k` the server gives 20 images, or all if there are fewer.
+        """
+        request = convert.similar_images_request(index, layer, row, k)
+        with rpc_errors(self._address):
+            reply = self._stub.SimilarImages(request, timeout=self._timeout)
+        return convert.similar_images(reply, layer, row)
+
+    def images(self, rows: Sequence[SupportsIndex], *, index: str = "") -> list[Image]:
+        """Names and thumbnails of images, in the order of `rows`.
+
+        [image] = client.images([12])
+        PIL.Image.open(io.BytesIO(image.jpeg))
+        """
+        request = convert.images_request(index, rows)
+        with rpc_errors(self._address):
+            replies = list(self._stub.GetImages(request, timeout=self._timeout))
+        return convert.images_stream(replies, len(rows))
+
+
+def _checked_address(address: str) -> str:
+    match = _ADDRESS.fullmatch(address)
+    if match is None or not 1 <= int(match["port"]) <= 65535:
+        raise UsageError(
+            f"{address!r} is not a server address; write HOST:PORT, such as 127.0.0.1:50051"
+        )
+    return address
+
+
+def _checked_timeout(timeout: float) -> float:
+    if not 0 < timeout < float("inf"):
+        raise UsageError(f"a timeout of {timeout} seconds cannot be; give a positive number")
+    return float(timeout)

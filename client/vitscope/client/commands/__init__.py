@@ -1,0 +1,1 @@
+"""Sub-commands that ask a server, one module each."""

@@ -1,0 +1,85 @@
+"""From answers to sheets; imported only when a picture is asked for, since Pillow is."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitscope.client.client import Client
+from vitscope.client.commands._common import display_name, report_written
+from vitscope.client.pictures import Cell, Section, decode, gallery_sheet, save_png
+from vitscope.client.results import PatchMap, PatchMaps, SimilarImages, TopImages
+
+
+def top_images_section(client: Client, index: str, top: TopImages) -> Section:
+    """Every image of the answer beside its map, where one is stored."""
+    pictures = _pictures(client, index, [image.row for image in top.images])
+    maps = {} if top.maps is None else _by_row(top.maps)
+    cells = [
+        Cell(
+            picture=pictures[image.row],
+            patch_map=maps.get(image.row),
+            heading=f"{rank}  {display_name(image)}",
+            detail=f"{top.pooling} {image.score:.4g} · row {image.row}",
+        )
+        for rank, image in enumerate(top.images, 1)
+    ]
+    title = f"{top.layer} · channel {top.channel} · top {len(cells)} by {top.pooling}"
+    return Section(title, cells, note=_note(client, index, top.generation))
+
+
+def patch_map_section(client: Client, index: str, answer: PatchMap) -> Section:
+    """One image beside its map."""
+    [image] = client.images([answer.row], index=index)
+    finite = answer.values[np.isfinite(answer.values)]
+    cell = Cell(
+        picture=decode(image.jpeg) if image.jpeg else None,
+        patch_map=answer.values,
+        heading=display_name(image),
+        detail=f"highest {finite.max():.4g} · row {answer.row}" if finite.size else "",
+    )
+    title = f"{answer.layer} · channel {answer.channel} · row {answer.row}"
+    return Section(title, [cell], note=_note(client, index, answer.generation))
+
+
+def similar_images_section(client: Client, index: str, near: SimilarImages) -> Section:
+    """The image asked about, then its neighbours."""
+    rows = [near.row, *(image.row for image in near.images)]
+    pictures = _pictures(client, index, rows)
+    neighbours = [
+        Cell(
+            picture=pictures[image.row],
+            patch_map=None,
+            heading=f"{rank}  {display_name(image)}",
+            detail=f"cosine {image.score:.4f} · row {image.row}",
+        )
+        for rank, image in enumerate(near.images, 1)
+    ]
+    asked = Cell(pictures[near.row], None, "the image asked about", f"row {near.row}")
+    title = f"{near.layer} · images nearest to row {near.row}"
+    found = "exact" if near.exact else f"finds {near.recall_at_10:.1%} of the true ten nearest"
+    note = f"{_note(client, index, near.generation)} · {found}"
+    return Section(title, [asked, *neighbours], note=note, maps=False)
+
+
+def _pictures(
+    client: Client, index: str, rows: Sequence[int]
+) -> dict[int, NDArray[np.uint8] | None]:
+    images = client.images(rows, index=index)
+    return {image.row: decode(image.jpeg) if image.jpeg else None for image in images}
+
+
+def _by_row(maps: PatchMaps) -> dict[int, NDArray[np.float16]]:
+    return {int(row): values for row, values in zip(maps.rows, maps.values, strict=True)}
+
+
+def _note(client: Client, index: str, generation: str) -> str:
+    described = client.index(index)
+    return f"{described.name or 'index'} · {described.model.name} · generation {generation}"
+
+
+def save(target: Path, sections: Sequence[Section]) -> None:
+    """Draw the sections under each other into a PNG file and say so."""
+    save_png(gallery_sheet(sections), target)
+    report_written(target)

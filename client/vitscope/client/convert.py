@@ -1,0 +1,246 @@
+"""Protobuf on one side, results on the other: no other file knows both."""
+
+import operator
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import SupportsIndex
+
+import numpy as np
+
+from vitscope.client import results
+from vitscope.client.errors import ServerError, UsageError
+from vitscope.v1 import index_pb2, query_pb2
+
+POOLINGS: dict[str, index_pb2.Pooling.ValueType] = {
+    "mean": index_pb2.POOLING_MEAN,
+    "max": index_pb2.POOLING_MAX,
+    "cls": index_pb2.POOLING_CLS,
+}
+_POOLING_NAMES = {value: name for name, value in POOLINGS.items()}
+
+Selector = tuple[str, SupportsIndex, SupportsIndex]
+"""(layer, channel, row)"""
+
+# ---- arguments -> requests
+
+
+def pooling_value(name: str) -> index_pb2.Pooling.ValueType:
+    """The enum value of a pooling's name."""
+    try:
+        return POOLINGS[name]
+    except KeyError:
+        choices = ", ".join(POOLINGS)
+        raise UsageError(f"pooling {name!r} is not known; choose one of {choices}") from None
+
+
+def index_request(index: str) -> query_pb2.GetIndexRequest:
+    return query_pb2.GetIndexRequest(index=_text("index", index))
+
+
+def top_images_request(
+    index: str,
+    layer: str,
+    channel: SupportsIndex,
+    pooling: str,
+    k: SupportsIndex | None,
+    maps: bool,
+) -> query_pb2.TopImagesRequest:
+    return query_pb2.TopImagesRequest(
+        index=_text("index", index),
+        layer=_text("layer", layer),
+        channel=_whole("channel", channel, bits=32),
+        pooling=pooling_value(pooling),
+        k=None if k is None else _whole("k", k, bits=32),
+        include_maps=maps,
+    )
+
+
+def patch_maps_request(index: str, selectors: Iterable[Selector]) -> query_pb2.GetPatchMapsRequest:
+    return query_pb2.GetPatchMapsRequest(
+        index=_text("index", index),
+        maps=[
+            query_pb2.PatchMapSelector(
+                layer=_text("layer", layer),
+                channel=_whole("channel", channel, bits=32),
+                row=_whole("row", row, bits=64),
+            )
+            for layer, channel, row in selectors
+        ],
+    )
+
+
+def similar_images_request(
+    index: str, layer: str, row: SupportsIndex, k: SupportsIndex | None
+) -> query_pb2.SimilarImagesRequest:
+    return query_pb2.SimilarImagesRequest(
+        index=_text("index", index),
+        layer=_text("layer", layer),
+        row=_whole("row", row, bits=64),
+        k=None if k is None else _whole("k", k, bits=32),
+    )
+
+
+def images_request(index: str, rows: Iterable[SupportsIndex]) -> query_pb2.GetImagesRequest:
+    return query_pb2.GetImagesRequest(
+        index=_text("index", index), rows=[_whole("row", row, bits=64) for row in rows]
+    )
+
+
+def _whole(name: str, value: SupportsIndex, *, bits: int) -> int:
+    """`value` as an int that its field on the wire can carry; what it means is the server's."""
+    number = operator.index(value)
+    limit = 1 << (bits - 1)
+    if not -limit <= number < limit:
+        raise UsageError(f"{name} {number} is out of range: it does not fit in {bits} bits")
+    return number
+
+
+def _text(name: str, value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{name} {value!r} is not text that UTF-8 can carry") from None
+    return value
+
+
+# ---- replies -> results
+
+
+def pooling_name(value: index_pb2.Pooling.ValueType) -> str:
+    """The name of an enum value, readable also where a newer server sends an unknown one."""
+    return _POOLING_NAMES.get(value, f"unknown({value})")
+
+
+def index(message: index_pb2.Index) -> results.Index:
+    model = message.model
+    return results.Index(
+        name=message.name,
+        generation=message.generation,
+        model=results.Model(
+            name=model.name,
+            weights_sha256=model.weights_sha256,
+            weights_source=model.weights_source,
+            input_height=model.input_height,
+            input_width=model.input_width,
+            dtype=model.dtype,
+        ),
+        rows=message.rows,
+        valid_rows=message.valid_rows,
+        layers=tuple(map(layer, message.layers)),
+    )
+
+
+def layer(message: index_pb2.Layer) -> results.Layer:
+    tokens = message.tokens
+    return results.Layer(
+        name=message.name,
+        depth=message.depth,
+        channels=message.channels,
+        tokens=results.TokenLayout(tuple(tokens.prefix), tokens.height, tokens.width),
+        poolings=tuple(map(pooling_name, message.poolings)),
+        maps_per_channel=message.maps_per_channel,
+    )
+
+
+def top_images(
+    message: query_pb2.TopImagesResponse, layer: str, channel: SupportsIndex
+) -> results.TopImages:
+    """The reply joined with the question, which it does not repeat."""
+    has_maps = message.HasField("maps")
+    return results.TopImages(
+        generation=message.generation,
+        layer=layer,
+        channel=operator.index(channel),
+        pooling=pooling_name(message.pooling),
+        images=tuple(map(scored_image, message.images)),
+        maps=patch_maps(message.maps, message.generation) if has_maps else None,
+    )
+
+
+def similar_images(
+    message: query_pb2.SimilarImagesResponse, layer: str, row: SupportsIndex
+) -> results.SimilarImages:
+    """The reply joined with the question, which it does not repeat."""
+    return results.SimilarImages(
+        generation=message.generation,
+        layer=layer,
+        row=operator.index(row),
+        images=tuple(map(scored_image, message.images)),
+        exact=message.exact,
+        recall_at_10=message.recall_at_10,
+    )
+
+
+def scored_image(message: query_pb2.ScoredImage) -> results.ScoredImage:
+    label = message.label if message.HasField("label") else None
+    return results.ScoredImage(message.row, message.key, label, message.score)
+
+
+def patch_maps(message: query_pb2.PatchMaps, generation: str) -> results.PatchMaps:
+    count, height, width = len(message.rows), message.height, message.width
+    expected = count * height * width * 2
+    if len(message.channels) != count or len(message.values) != expected:
+        raise ServerError(
+            f"the server's reply is inconsistent: {count} rows, {len(message.channels)} channels "
+            f"and {len(message.values)} bytes for maps of {height} x {width} patches"
+        )
+    values = np.frombuffer(message.values, "<f2").astype(np.float16, copy=False)
+    return results.PatchMaps(
+        generation=generation,
+        layer=message.layer,
+        rows=np.array(message.rows, np.int64),
+        channels=np.array(message.channels, np.int32),
+        values=values.reshape(count, height, width),
+    )
+
+
+def patch_maps_stream(
+    messages: Iterable[query_pb2.GetPatchMapsResponse], expected: int
+) -> list[results.PatchMaps]:
+    """The maps of a stream in its order; neighbours of one layer and grid become one result."""
+    parts = [patch_maps(message.maps, message.generation) for message in messages]
+    filled = [part for part in parts if len(part.rows)]
+    joined = [
+        _joined(list(group))
+        for _, group in groupby(filled, lambda part: (part.layer, part.values.shape[1:]))
+    ]
+    _require_all("maps", sum(len(maps.rows) for maps in joined), expected)
+    return joined
+
+
+def _joined(parts: Sequence[results.PatchMaps]) -> results.PatchMaps:
+    if len(parts) == 1:
+        return parts[0]
+    return results.PatchMaps(
+        generation=parts[0].generation,
+        layer=parts[0].layer,
+        rows=np.concatenate([part.rows for part in parts]),
+        channels=np.concatenate([part.channels for part in parts]),
+        values=np.concatenate([part.values for part in parts]),
+    )
+
+
+def images_stream(
+    messages: Iterable[query_pb2.GetImagesResponse], expected: int
+) -> list[results.Image]:
+    """The images of a stream in its order."""
+    images = [image(one, message.generation) for message in messages for one in message.images]
+    _require_all("images", len(images), expected)
+    return images
+
+
+def image(message: query_pb2.Image, generation: str) -> results.Image:
+    return results.Image(
+        generation=generation,
+        row=message.row,
+        key=message.key,
+        label=message.label if message.HasField("label") else None,
+        valid=message.valid,
+        invalid_reason=message.invalid_reason,
+        jpeg=message.jpeg,
+    )
+
+
+def _require_all(what: str, got: int, expected: int) -> None:
+    if got != expected:
+        raise ServerError(f"the server sent {got} {what} where {expected} were asked for")

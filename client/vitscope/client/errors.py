@@ -1,0 +1,151 @@
+"""What can go wrong when a server is asked, and the one place where gRPC's errors become ours.
+
+    VitscopeError                  every error this package raises on purpose
+    ├── UsageError                 an argument that cannot work, found before asking
+    ├── RequestError               the server refused the request
+    │   ├── InvalidRequestError    a value that the field cannot take
+    │   ├── NotFoundError          no such index, layer, channel or row
+    │   ├── NotKeptError           the index did not keep what was asked for
+    │   └── AccessError            the server does not let this caller ask
+    ├── UnavailableError           nothing answers at the address
+    ├── DeadlineError              no answer in time
+    ├── OverloadedError            the server has no room for the request now
+    ├── CancelledError             the call was given up before it was answered
+    ├── UnsupportedError           the server does not know this question
+    ├── DamagedIndexError          the server found its index damaged
+    └── ServerError                the server failed, or its reply makes no sense
+
+Each names an `exit_code` for the command line.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import grpc
+
+
+class VitscopeError(Exception):
+    """Base of the errors raised on purpose; its text is one sentence for the user.
+
+    try:
+        client.top_images("blocks.5.mlp", 7)
+    except vitscope.client.VitscopeError as error:
+        print(error)
+    """
+
+    exit_code = 5
+
+
+class UsageError(VitscopeError):
+    """An argument that cannot work, found before any server was asked."""
+
+    exit_code = 2
+
+
+class RequestError(VitscopeError):
+    """The server refused the request; asking again in the same way will not help."""
+
+    exit_code = 2
+
+
+class InvalidRequestError(RequestError):
+    """A value that the field cannot take, such as k = 0."""
+
+
+class NotFoundError(RequestError):
+    """The server has no such index, layer, channel or row."""
+
+
+class NotKeptError(RequestError):
+    """The index did not keep what was asked for, such as the map of an image outside the top."""
+
+
+class AccessError(RequestError):
+    """The server does not let this caller ask."""
+
+
+class UnavailableError(VitscopeError):
+    """Nothing answers at the address."""
+
+
+class DeadlineError(VitscopeError):
+    """The server did not answer within the client's timeout."""
+
+
+class OverloadedError(VitscopeError):
+    """The server has no room for the request now; asking later may succeed."""
+
+
+class CancelledError(VitscopeError):
+    """The call was given up before it was answered."""
+
+
+class UnsupportedError(VitscopeError):
+    """The server does not know this question: older than this client, or not vitscope."""
+
+
+class DamagedIndexError(VitscopeError):
+    """The server found its index damaged."""
+
+    exit_code = 4
+
+
+class ServerError(VitscopeError):
+    """The server failed, or its reply makes no sense."""
+
+
+EXCEPTIONS: dict[grpc.StatusCode, type[VitscopeError]] = {
+    grpc.StatusCode.CANCELLED: CancelledError,
+    grpc.StatusCode.UNKNOWN: ServerError,
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
+    grpc.StatusCode.NOT_FOUND: NotFoundError,
+    grpc.StatusCode.ALREADY_EXISTS: ServerError,
+    grpc.StatusCode.PERMISSION_DENIED: AccessError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: OverloadedError,
+    grpc.StatusCode.FAILED_PRECONDITION: NotKeptError,
+    grpc.StatusCode.ABORTED: ServerError,
+    grpc.StatusCode.OUT_OF_RANGE: InvalidRequestError,
+    grpc.StatusCode.UNIMPLEMENTED: UnsupportedError,
+    grpc.StatusCode.INTERNAL: ServerError,
+    grpc.StatusCode.UNAVAILABLE: UnavailableError,
+    grpc.StatusCode.DATA_LOSS: DamagedIndexError,
+    grpc.StatusCode.UNAUTHENTICATED: AccessError,
+}
+"""Every status code that is not OK; a test holds it to that."""
+
+# What is said in place of, or around, the text that came with the status.
+_SENTENCES: dict[type[VitscopeError], Callable[[str, str], str]] = {
+    UnavailableError: lambda address, _: (
+        f"no vitscope server answers at {address}; "
+        f"start one with: vitscope serve INDEX --listen {address}"
+    ),
+    DeadlineError: lambda address, _: (
+        f"the server at {address} did not answer in time; allow more with a longer timeout"
+    ),
+    UnsupportedError: lambda address, _: (
+        f"the server at {address} does not know this question: "
+        "it is older than this client, or no vitscope server"
+    ),
+    CancelledError: lambda address, _: f"the call to {address} was cancelled before its answer",
+    ServerError: lambda address, details: f"the server at {address} failed: {details}",
+}
+
+
+def from_status(code: grpc.StatusCode, details: str, address: str) -> VitscopeError:
+    """The exception for a status that is not OK, with one sentence."""
+    kind = EXCEPTIONS[code]
+    details = " ".join(details.split()) or f"it gave the status {code.name} and no reason"
+    sentence = _SENTENCES.get(kind)
+    return kind(sentence(address, details) if sentence else details)
+
+
+@contextmanager
+def rpc_errors(address: str) -> Iterator[None]:
+    """Turn every `grpc.RpcError` of the block into one of ours."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        if not isinstance(error, grpc.Call):
+            raise ServerError(f"the call to {address} failed: {error}") from None
+        raise from_status(error.code(), error.details() or "", address) from None

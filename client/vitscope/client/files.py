@@ -1,0 +1,41 @@
+"""Files that the commands write."""
+
+import os
+from pathlib import Path
+
+from vitscope.client.errors import UsageError
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` to `path` whole or not at all, over what was there."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UsageError(f"cannot write {path}: {error.strerror}") from None
+
+
+def png_target(name: str) -> Path:
+    """`name` as a PNG file that can be written, or the reason why not."""
+    path = Path(name)
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"--png writes PNG files: {name} must end in .png")
+    if not path.parent.is_dir():
+        raise UsageError(f"the folder of {name} does not exist; make {path.parent} first")
+    if path.is_dir():
+        raise UsageError(f"{name} is a folder; name a file for --png")
+    return path
+
+
+def folder_target(name: str) -> Path:
+    """`name` as a folder to write into, made where it is missing."""
+    path = Path(name)
+    try:
+        path.mkdir(exist_ok=True)
+    except FileExistsError:
+        raise UsageError(f"{name} is not a folder; name one for --out") from None
+    except OSError as error:
+        raise UsageError(f"cannot make the folder {name}: {error.strerror}") from None
+    return path

@@ -1,0 +1,21 @@
+"""Pictures of answers: a patch map over its image, and sheets of many.
+
+picture = decode(image.jpeg)
+overlay(picture, maps.values[0], top=float(maps.values.max()))  # HWC uint8
+contact_sheet("blocks.5.mlp · channel 7", [Cell(picture, maps.values[0], "1  fox", "9.41")])
+"""
+
+from vitscope.client.pictures.files import decode, save_png
+from vitscope.client.pictures.overlay import heat, overlay
+from vitscope.client.pictures.sheet import Cell, Section, contact_sheet, gallery_sheet
+
+__all__ = [
+    "Cell",
+    "Section",
+    "contact_sheet",
+    "decode",
+    "gallery_sheet",
+    "heat",
+    "overlay",
+    "save_png",
+]

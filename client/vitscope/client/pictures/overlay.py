@@ -1,0 +1,62 @@
+"""A patch map laid over its picture.
+
+Cold patches leave the picture dimmed and greyer, so that hot ones stand out; the hotter a patch,
+the more of the heat colour covers it.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+# Even steps of lightness from a dark violet to a pale yellow, as inferno takes them.
+_HEAT_AT = np.linspace(0.0, 1.0, 6)
+_HEAT = np.array(
+    [(60, 15, 100), (125, 30, 108), (190, 55, 84), (234, 100, 42), (250, 160, 24), (253, 231, 110)],
+    np.float32,
+)
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+_COLD_COLOUR = 0.45  # share of its colour that the picture keeps where the map is cold
+_COLD_LIGHT = 0.62  # and of its light
+_HOT_COVER = 0.78  # share of the heat colour in the hottest patch
+_COVER_POWER = 0.7  # below 1, middling activations show more
+
+
+def heat(share: ArrayLike) -> NDArray[np.float32]:
+    """Heat colours, (..., 3) in [0, 255], for shares of the hottest value, (...) in [0, 1]."""
+    share = np.asarray(share, np.float32)
+    bands = [np.interp(share, _HEAT_AT, _HEAT[:, band]) for band in range(3)]
+    return np.stack(bands, axis=-1).astype(np.float32)
+
+
+def overlay(picture: NDArray[np.uint8], patch_map: ArrayLike, *, top: float) -> NDArray[np.uint8]:
+    """`picture` with `patch_map` over it as heat.
+
+    picture: HWC uint8 RGB, values in [0, 255].
+    patch_map: (h, w) activations, stretched over the picture; 0 and less, and NaN, are cold.
+    top: the activation that counts as hottest.
+    Returns HWC uint8 RGB of the picture's size.
+    """
+    height, width = picture.shape[:2]
+    share = _stretched(_shares(np.asarray(patch_map, np.float32), top), height, width)[..., None]
+    pixels = picture.astype(np.float32)
+    grey = (pixels @ _LUMA)[..., None]
+    cold = _COLD_LIGHT * (grey + _COLD_COLOUR * (pixels - grey))
+    base = cold + share * (pixels - cold)  # [H, W, 3]
+    cover = _HOT_COVER * share**_COVER_POWER  # [H, W, 1]
+    mixed = base + cover * (heat(share[..., 0]) - base)
+    return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+
+
+def _shares(patch_map: NDArray[np.float32], top: float) -> NDArray[np.float32]:
+    """Activations as shares of `top` in [0, 1]."""
+    if not top > 0:
+        return np.zeros_like(patch_map)
+    share: NDArray[np.float32] = np.nan_to_num(patch_map, nan=0.0, posinf=top) / np.float32(top)
+    return np.clip(share, 0.0, 1.0)
+
+
+def _stretched(share: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    """(h, w) resized bilinearly to (height, width), each patch over its own pixels."""
+    resized = Image.fromarray(share).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized, np.float32)

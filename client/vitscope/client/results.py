@@ -1,0 +1,158 @@
+"""What the client's methods return: frozen values made of plain Python and numpy.
+
+Axes: M maps, H patches from top to bottom, W patches from left to right.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLayout:
+    """The tokens of a layer in order: the prefix tokens, then the patch grid row by row."""
+
+    prefix: tuple[str, ...]
+    """'cls', 'dist' or 'reg', one per prefix token."""
+    height: int
+    """H, in patches."""
+    width: int
+    """W, in patches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One feed-forward block; its channels are the inputs of the block's last projection (fc2)."""
+
+    name: str
+    """The block's module path in the model, such as 'blocks.5.mlp'."""
+    depth: int
+    """Position in the order of execution, from 0."""
+    channels: int
+    """Hidden width."""
+    tokens: TokenLayout
+    poolings: tuple[str, ...]
+    """Among 'mean', 'max' and 'cls': what top images can be ranked by."""
+    maps_per_channel: int
+    """Top images per channel and pooling whose patch maps are stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The model that an index was made with."""
+
+    name: str
+    """timm's name, with the pretrained tag where there is one."""
+    weights_sha256: str
+    """In lower-case hexadecimal."""
+    weights_source: str
+    """'pretrained', 'checkpoint' or 'random'."""
+    input_height: int
+    """In pixels."""
+    input_width: int
+    """In pixels."""
+    dtype: str
+    """Element type of the forward pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """One index of a server."""
+
+    name: str
+    generation: str
+    """The published version that answered."""
+    model: Model
+    rows: int
+    """Images in the frozen row list, readable or not."""
+    valid_rows: int
+    """Images that could be read."""
+    layers: tuple[Layer, ...]
+    """In the order of execution; empty from `Client.indexes`, which does not describe them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredImage:
+    """An image and its score in an answer that ranks images."""
+
+    row: int
+    key: str
+    """The image's name within its source, to be read; never a path to open."""
+    label: str | None
+    score: float
+    """Exactly the stored float16 activation; among similar images a cosine."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PatchMaps:
+    """Patch maps of one layer: map i is of image `rows[i]` and channel `channels[i]`."""
+
+    generation: str
+    layer: str
+    rows: NDArray[np.int64]
+    """(M,)"""
+    channels: NDArray[np.int32]
+    """(M,)"""
+    values: NDArray[np.float16]
+    """(M, H, W) activations."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PatchMap:
+    """The activation of one channel over the patch grid of one image."""
+
+    generation: str
+    layer: str
+    channel: int
+    row: int
+    values: NDArray[np.float16]
+    """(H, W) activations."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TopImages:
+    """The images on which a channel scores highest."""
+
+    generation: str
+    layer: str
+    channel: int
+    pooling: str
+    """'mean', 'max' or 'cls': what ranked."""
+    images: tuple[ScoredImage, ...]
+    """Higher score first, then lower row."""
+    maps: PatchMaps | None
+    """Where asked for: the stored maps of these images, in their order; some may have none."""
+
+
+@dataclass(frozen=True, slots=True)
+class SimilarImages:
+    """The images nearest to one image in a layer's activation space."""
+
+    generation: str
+    layer: str
+    row: int
+    """The image whose neighbours these are; it is not among them."""
+    images: tuple[ScoredImage, ...]
+    """Higher cosine of the mean-pooled activations first, then lower row."""
+    exact: bool
+    """False where the search may have missed neighbours."""
+    recall_at_10: float
+    """Share of the true ten nearest that the search finds, measured when the index was built."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """Name and picture of one row."""
+
+    generation: str
+    row: int
+    key: str
+    """The image's name within its source, to be read; never a path to open."""
+    label: str | None
+    valid: bool
+    """False where the source could not be read."""
+    invalid_reason: str
+    """Why not; empty for a valid image."""
+    jpeg: bytes
+    """The picture as the model saw it (resized and cropped); empty where none is stored."""

@@ -1,0 +1,179 @@
+"""Protobuf messages, put on the wire and read back, become the results they stand for."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from vitscope.client import convert
+from vitscope.client.errors import ServerError, UsageError
+from vitscope.client.results import Image, Layer, ScoredImage, TokenLayout
+from vitscope.v1 import index_pb2, query_pb2
+
+
+def some_maps(count: int = 2, layer: str = "blocks.0.mlp", first: int = 0) -> query_pb2.PatchMaps:
+    values = (np.arange(count * 6) + first).astype("<f2")
+    return query_pb2.PatchMaps(
+        layer=layer,
+        rows=range(first, first + count),
+        channels=[7] * count,
+        height=2,
+        width=3,
+        values=values.tobytes(),
+    )
+
+
+def reply(maps: query_pb2.PatchMaps) -> query_pb2.GetPatchMapsResponse:
+    return query_pb2.GetPatchMapsResponse(generation="g1", maps=maps)
+
+
+@pytest.mark.parametrize("name", ["mean", "max", "cls"])
+def test_poolings_go_there_and_back(name: str) -> None:
+    assert convert.pooling_name(convert.pooling_value(name)) == name
+
+
+def test_an_unknown_pooling_names_the_choices() -> None:
+    with pytest.raises(UsageError, match="'sum' is not known; choose one of mean, max, cls"):
+        convert.pooling_value("sum")
+
+
+def test_every_pooling_of_the_proto_has_a_name() -> None:
+    values = set(index_pb2.Pooling.values()) - {index_pb2.POOLING_UNSPECIFIED}
+    assert set(convert.POOLINGS.values()) == values
+
+
+def test_layer() -> None:
+    message = index_pb2.Layer(
+        name="blocks.5.mlp",
+        depth=5,
+        channels=768,
+        tokens=index_pb2.TokenLayout(prefix=["cls", "reg"], height=14, width=16),
+        poolings=[index_pb2.POOLING_MAX, index_pb2.POOLING_CLS],
+        maps_per_channel=20,
+    )
+    again = index_pb2.Layer.FromString(message.SerializeToString())
+    assert convert.layer(again) == Layer(
+        name="blocks.5.mlp",
+        depth=5,
+        channels=768,
+        tokens=TokenLayout(("cls", "reg"), 14, 16),
+        poolings=("max", "cls"),
+        maps_per_channel=20,
+    )
+
+
+def test_index_describes_its_model() -> None:
+    message = index_pb2.Index(name="a", generation="g1", rows=9, valid_rows=8)
+    message.model.name = "vit"
+    message.model.input_height, message.model.input_width = 224, 384
+    index = convert.index(index_pb2.Index.FromString(message.SerializeToString()))
+    assert (index.name, index.generation, index.rows, index.valid_rows) == ("a", "g1", 9, 8)
+    assert (index.model.name, index.model.input_height, index.model.input_width) == (
+        "vit",
+        224,
+        384,
+    )
+    assert index.layers == ()
+
+
+def test_an_absent_label_is_none_and_an_empty_one_is_not() -> None:
+    without = query_pb2.ScoredImage(row=3, key="a.jpg", score=0.5)
+    empty = query_pb2.ScoredImage(row=3, key="a.jpg", score=0.5, label="")
+    assert convert.scored_image(without) == ScoredImage(3, "a.jpg", None, 0.5)
+    assert convert.scored_image(empty) == ScoredImage(3, "a.jpg", "", 0.5)
+
+
+def test_scores_are_the_float16_values_exactly() -> None:
+    score = float(np.float16(0.1))
+    message = query_pb2.ScoredImage.FromString(
+        query_pb2.ScoredImage(score=score).SerializeToString()
+    )
+    assert convert.scored_image(message).score == score
+
+
+def test_top_images_joins_question_and_answer() -> None:
+    message = query_pb2.TopImagesResponse(
+        generation="g1", pooling=index_pb2.POOLING_MAX, maps=some_maps()
+    )
+    top = convert.top_images(message, "blocks.0.mlp", np.int64(7))
+    assert (top.generation, top.layer, top.channel, top.pooling) == (
+        "g1",
+        "blocks.0.mlp",
+        7,
+        "max",
+    )
+    assert type(top.channel) is int
+    assert top.maps is not None
+    assert top.maps.values.shape == (2, 2, 3)
+
+
+def test_top_images_without_maps() -> None:
+    message = query_pb2.TopImagesResponse(generation="g1")
+    assert convert.top_images(message, "blocks.0.mlp", 7).maps is None
+
+
+def test_patch_maps_are_row_major() -> None:
+    maps = convert.patch_maps(some_maps(), "g1")
+    assert maps.values.dtype == np.float16
+    assert maps.rows.dtype == np.int64
+    assert maps.channels.dtype == np.int32
+    assert_array_equal(maps.values[1], [[6, 7, 8], [9, 10, 11]])
+
+
+@pytest.mark.parametrize("field", ["values", "channels", "height"])
+def test_patch_maps_of_the_wrong_size_are_refused(field: str) -> None:
+    message = some_maps()
+    message.ClearField(field)  # type: ignore[arg-type]
+    with pytest.raises(ServerError, match="inconsistent"):
+        convert.patch_maps(message, "g1")
+
+
+def test_an_odd_number_of_bytes_is_refused() -> None:
+    message = some_maps()
+    message.values += b"\0"
+    with pytest.raises(ServerError, match="inconsistent"):
+        convert.patch_maps(message, "g1")
+
+
+def test_a_stream_is_joined_where_layer_and_grid_agree() -> None:
+    parts = [some_maps(2), some_maps(0), some_maps(1, first=2), some_maps(1, "blocks.1.mlp")]
+    joined = convert.patch_maps_stream(map(reply, parts), expected=4)
+    assert [maps.layer for maps in joined] == ["blocks.0.mlp", "blocks.1.mlp"]
+    assert_array_equal(joined[0].rows, [0, 1, 2])
+    assert_array_equal(joined[0].values[2], [[2, 3, 4], [5, 6, 7]])
+
+
+def test_a_stream_that_ends_early_is_refused() -> None:
+    with pytest.raises(ServerError, match="2 maps where 3 were asked for"):
+        convert.patch_maps_stream([reply(some_maps(2))], expected=3)
+
+
+def test_images() -> None:
+    message = query_pb2.GetImagesResponse(
+        generation="g1",
+        images=[query_pb2.Image(row=4, key="b.jpg", valid=False, invalid_reason="empty")],
+    )
+    expected = Image("g1", 4, "b.jpg", None, valid=False, invalid_reason="empty", jpeg=b"")
+    assert convert.images_stream([message], expected=1) == [expected]
+    with pytest.raises(ServerError, match="1 images where 2"):
+        convert.images_stream([message], expected=2)
+
+
+def test_requests_carry_what_was_asked() -> None:
+    request = convert.top_images_request("a", "blocks.0.mlp", np.int32(3), "cls", 0, maps=True)
+    assert (request.index, request.layer, request.channel) == ("a", "blocks.0.mlp", 3)
+    assert (request.pooling, request.k, request.include_maps) == (index_pb2.POOLING_CLS, 0, True)
+    assert request.HasField("k")
+    assert not convert.top_images_request("", "x", 3, "mean", None, maps=False).HasField("k")
+    [selector] = convert.patch_maps_request("", [("x", 1, 2)]).maps
+    assert (selector.layer, selector.channel, selector.row) == ("x", 1, 2)
+    assert not convert.similar_images_request("", "x", 3, None).HasField("k")
+    assert list(convert.images_request("", np.array([3, 1])).rows) == [3, 1]
+
+
+def test_numbers_and_text_that_no_field_can_carry_are_refused() -> None:
+    with pytest.raises(UsageError, match="channel 2147483648 is out of range"):
+        convert.top_images_request("", "x", 1 << 31, "mean", None, maps=False)
+    with pytest.raises(UsageError, match="row"):
+        convert.images_request("", [1 << 63])
+    with pytest.raises(UsageError, match="UTF-8"):
+        convert.index_request("\udcff")

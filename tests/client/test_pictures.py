@@ -1,0 +1,218 @@
+"""Properties of what is drawn, over flat and synthetic pictures."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+from numpy.typing import NDArray
+from PIL import Image
+
+from vitscope.client import ServerError, UsageError
+from vitscope.client.files import folder_target, png_target
+from vitscope.client.pictures import (
+    Cell,
+    Section,
+    contact_sheet,
+    decode,
+    gallery_sheet,
+    heat,
+    overlay,
+    save_png,
+)
+
+LUMA = np.array([0.299, 0.587, 0.114])
+
+
+def flat(height: int = 120, width: int = 160, value: int = 140) -> NDArray[np.uint8]:
+    return np.full((height, width, 3), value, np.uint8)
+
+
+def warmth(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """How far red exceeds blue, (H, W)."""
+    return pixels[..., 0].astype(np.int64) - pixels[..., 2]
+
+
+def heat_shown(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """How far an overlay on `flat()` has gone from what a cold one looks like, (H, W)."""
+    cold = overlay(flat(), np.zeros((1, 1)), top=5.0)[0, 0].astype(np.int64)
+    change: NDArray[np.int64] = np.abs(pixels - cold).sum(axis=-1)
+    return change
+
+
+def one_hot(height: int, width: int, y: int, x: int) -> NDArray[np.float16]:
+    values = np.zeros((height, width), np.float16)
+    values[y, x] = 5
+    return values
+
+
+def cell(
+    patch_map: NDArray[np.float16] | None = None, picture: NDArray[np.uint8] | None = None
+) -> Cell:
+    return Cell(picture, patch_map, "1  fox", "mean 4.2 · row 7")
+
+
+def test_heat_grows_lighter_with_activation() -> None:
+    light = heat(np.linspace(0, 1, 50)) @ LUMA
+    assert (np.diff(light) > 0).all()
+    assert np.diff(light).max() < 2.5 * np.diff(light).min()
+
+
+@pytest.mark.parametrize("value", [0.0, -3.0, np.nan, -np.inf])
+def test_a_cold_map_has_no_hot_colour(value: float) -> None:
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (40, 60, 3), np.uint8)
+    drawn = overlay(picture, np.full((4, 6), value, np.float16), top=5.0)
+    assert drawn.shape == picture.shape
+    assert drawn.dtype == np.uint8
+    assert (np.abs(warmth(drawn)) <= np.abs(warmth(picture))).all()
+    assert drawn.mean() < picture.mean()
+
+
+@pytest.mark.parametrize("top", [0.0, -1.0, float("nan")])
+def test_without_a_hottest_value_all_is_cold(top: float) -> None:
+    drawn = overlay(flat(), one_hot(3, 3, 1, 1), top=top)
+    assert_array_equal(drawn, overlay(flat(), np.zeros((3, 3)), top=5.0))
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.data())
+def test_the_hottest_pixel_lies_in_the_hottest_patch(
+    height: int, width: int, data: st.DataObject
+) -> None:
+    y = data.draw(st.integers(0, height - 1))
+    x = data.draw(st.integers(0, width - 1))
+    drawn = overlay(flat(), one_hot(height, width, y, x), top=5.0)
+    at = np.unravel_index(np.argmax(heat_shown(drawn)), drawn.shape[:2])
+    assert int((at[0] + 0.5) * height / 120) == y
+    assert int((at[1] + 0.5) * width / 160) == x
+
+
+def test_more_activation_shows_more_heat() -> None:
+    ramp = np.linspace(0, 5, 16)[None]
+    line = heat_shown(overlay(flat(8, 160), ramp, top=5.0))[4, ::10]
+    assert (np.diff(line) > 0).all()
+
+
+def test_values_above_top_are_as_hot_as_top() -> None:
+    patches = one_hot(3, 3, 1, 1)
+    assert_array_equal(
+        overlay(flat(), np.where(patches > 0, np.inf, 0), top=2.0),
+        overlay(flat(), np.where(patches > 0, 2.0, 0), top=2.0),
+    )
+
+
+def test_a_sheet_grows_with_its_cells() -> None:
+    cells = [cell(one_hot(4, 4, 1, 1), flat())] * 7
+    two, six, seven = (contact_sheet("t", cells[:n], columns=3) for n in (2, 6, 7))
+    assert two.width < six.width == seven.width
+    assert two.height < six.height < seven.height
+
+
+def test_small_pictures_are_enlarged_and_large_ones_shrunk() -> None:
+    heights = [
+        contact_sheet("t", [cell(None, flat(side, side))]).height for side in (96, 192, 320, 900)
+    ]
+    assert heights[0] == heights[1] < heights[2] == heights[3]
+
+
+def test_the_scale_is_shared_by_the_cells() -> None:
+    weak = cell((one_hot(4, 4, 1, 1) / 5).astype(np.float16), flat())
+    strong = cell(one_hot(4, 4, 1, 1), flat())
+    alone = np.asarray(contact_sheet("t", [weak], columns=2))
+    beside = np.asarray(contact_sheet("t", [weak, strong], columns=2))
+    lower = slice(130, None)
+    hottest = warmth(alone[lower]).max()
+    assert warmth(beside[lower, : beside.shape[1] // 2]).max() < hottest
+    assert warmth(beside[lower, beside.shape[1] // 2 :]).max() == hottest
+
+
+def test_cells_without_map_or_thumbnail_are_drawn() -> None:
+    plain = cell(None, flat())
+    unseen = cell(one_hot(4, 4, 0, 0), None)
+    neither = cell(None, None)
+    sheet = np.asarray(contact_sheet("t", [plain, unseen, neither], columns=1))
+    hot = np.argwhere(warmth(sheet[130:]) > 60)
+    assert hot.size
+    assert hot[:, 1].min() > 36 + 160  # only over the grey beside the missing thumbnail
+
+
+def test_a_missing_map_is_said_in_the_caption() -> None:
+    kept = np.asarray(contact_sheet("t", [cell(np.zeros((2, 2), np.float16), flat())]))
+    lost = np.asarray(contact_sheet("t", [cell(None, flat())]))
+    caption = slice(kept.shape[0] - 36 - 22, kept.shape[0] - 36)
+    assert (lost[caption] < 200).sum() > (kept[caption] < 200).sum()
+
+
+@pytest.mark.parametrize("maps", [True, False])
+def test_a_sheet_of_nothing_is_only_a_title(maps: bool) -> None:
+    assert contact_sheet("t", [], maps=maps).height < 200
+
+
+def test_long_and_odd_captions_stay_on_the_sheet() -> None:
+    long = Cell(flat(), None, "狐\n" * 300, "x" * 900)
+    plain = contact_sheet("t", [cell(None, flat())])
+    drawn = contact_sheet("t" * 500, [long], note="n" * 500)
+    assert drawn.width == plain.width
+    margin = np.asarray(drawn)[:, drawn.width - 30 :]
+    assert (margin == 255).all()
+
+
+def test_a_gallery_stacks_its_sections() -> None:
+    narrow = Section("a", [cell(None, flat())], note="n")
+    wide = Section("b", [cell(None, flat())] * 4, columns=4)
+    sheets = [contact_sheet("a", narrow.cells, note="n"), contact_sheet("b", wide.cells, 4)]
+    gallery = gallery_sheet([narrow, wide])
+    assert gallery.height == sum(sheet.height for sheet in sheets)
+    assert gallery.width == max(sheet.width for sheet in sheets)
+
+
+def test_a_thumbnail_decodes_to_rgb() -> None:
+    buffer = io.BytesIO()
+    Image.new("L", (30, 20), 90).save(buffer, "JPEG")
+    picture = decode(buffer.getvalue())
+    assert picture.shape == (20, 30, 3)
+    assert picture.dtype == np.uint8
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "truncated", "png"])
+def test_a_thumbnail_that_is_no_jpeg_is_the_servers_fault(damage: str) -> None:
+    jpeg, png = io.BytesIO(), io.BytesIO()
+    picture = Image.effect_noise((64, 64), 90)
+    picture.save(jpeg, "JPEG")
+    picture.save(png, "PNG")
+    data = {
+        "empty": b"",
+        "text": b"<html>",
+        "truncated": jpeg.getvalue()[:-400],
+        "png": png.getvalue(),
+    }[damage]
+    with pytest.raises(ServerError, match="does not decode"):
+        decode(data)
+
+
+def test_a_sheet_is_saved_whole_and_over_what_was_there(tmp_path: Path) -> None:
+    target = png_target(str(tmp_path / "sheet.png"))
+    target.write_bytes(b"old")
+    save_png(contact_sheet("t", [cell(None, flat())]), target)
+    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
+    with Image.open(target) as picture:
+        assert picture.format == "PNG"
+
+
+def test_targets_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").write_bytes(b"")
+    for name, sentence in [
+        (tmp_path / "sheet.jpg", "must end in .png"),
+        (tmp_path / "none" / "sheet.png", "does not exist"),
+        (tmp_path / "folder.png", "is a folder"),
+    ]:
+        with pytest.raises(UsageError, match=sentence):
+            png_target(str(name))
+    with pytest.raises(UsageError, match="is not a folder"):
+        folder_target(str(tmp_path / "file"))
+    with pytest.raises(UsageError, match="cannot make"):
+        folder_target(str(tmp_path / "none" / "deeper"))
