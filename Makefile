@@ -39,7 +39,7 @@ check: install
 	$(BIN)/python -m pytest
 
 bench: install
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py --json benchmarks/results/$(shell date +%F)-$(shell uname -m).json
 
 protos: install
 	$(BIN)/python proto/generate.py

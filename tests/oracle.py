@@ -71,11 +71,14 @@ def activations(
 
 def pooled(values: Floats, prefix: int, pooling: str) -> Halves:
     """Scores (B, C) of activations (B, T, C)."""
+    wide = values.astype(np.float64)
     if pooling == "cls":
-        return values[:, 0].astype(np.float16)
-    if pooling == "max":
-        return values[:, prefix:].max(axis=1).astype(np.float16)
-    return values[:, prefix:].mean(axis=1, dtype=np.float64).astype(np.float16)
+        scores = wide[:, 0]
+    elif pooling == "max":
+        scores = wide[:, prefix:].max(axis=1)
+    else:
+        scores = wide[:, prefix:].mean(axis=1)
+    return np.asarray(scores).astype(np.float16)
 
 
 def best(scores: Halves, k: int) -> npt.NDArray[np.int64]:

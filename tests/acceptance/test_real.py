@@ -1,4 +1,4 @@
-"""Trained weights and photographs, where they lie beside the checkout; skipped where they do not."""
+"""Trained weights and photographs, where they lie beside the checkout; skipped elsewhere."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import oracle
 import pytest
+
 from vitscope.indexer.model import Weights
 from vitscope.indexer.run import Options, index
 from vitscope.store.generation import Generation, open_generation

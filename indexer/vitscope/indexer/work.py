@@ -1,9 +1,9 @@
 """The working folder of a run: plan, staged arrays, finished units and their receipts.
 
-INDEX/work/plan.json            what is being made; a resumed run must agree
-INDEX/work/staged/…             becomes the generation; units write their score shards into it
-INDEX/work/units/000003/…       a unit's row records, pictures and candidates
-INDEX/work/units/000003.json    its receipt, written last: the unit is done
+INDEX/building/plan.json          what is being made; a resumed run must agree
+INDEX/building/staged/…           becomes the generation; units write their score shards into it
+INDEX/building/units/000003/…     a unit's row records, pictures and candidates
+INDEX/building/units/000003.json  its receipt, written last: the unit is done
 """
 
 from __future__ import annotations

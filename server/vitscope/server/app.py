@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
+import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,9 +65,10 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
         address = _bind(server, settings.listen)
+        stopped = _stop_event()
         await server.start()
         ready(address)
-        await _stop_signal()
+        await stopped.wait()
         await checks.enter_graceful_shutdown()
         await server.stop(settings.grace)
 
@@ -78,22 +82,40 @@ async def _add_health(server: aio.Server) -> Any:
 
 
 def _bind(server: aio.Server, listen: str) -> str:
-    host, colon, port = listen.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65535:
+    host, _, port = listen.rpartition(":")
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
         raise StartError(f"--listen {listen!r} is not HOST:PORT, such as 127.0.0.1:50051.")
-    try:
-        bound = server.add_insecure_port(listen)
-    except RuntimeError:
+    bound = 0
+    if _can_bind(host.strip("[]"), int(port)):
+        with suppress(RuntimeError):
+            bound = server.add_insecure_port(listen)
+    if not bound:
         raise StartError(
             f"Cannot listen on {listen}: the port is in use or the host is not this machine's; "
             "choose another with --listen HOST:PORT."
-        ) from None
+        )
     return f"{host}:{bound}"
 
 
-async def _stop_signal() -> None:
+def _can_bind(host: str, port: int) -> bool:
+    """Whether one address of `host` is free; gRPC would log lines of its own where none is."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return False
+    for family, kind, protocol, _, address in found:
+        with suppress(OSError), socket.socket(family, kind, protocol) as probe:
+            # As gRPC does: connections that have just ended do not keep a port.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            return True
+    return False
+
+
+def _stop_event() -> asyncio.Event:
+    """Set by SIGINT and SIGTERM from now on."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
-    await stopped.wait()
+    return stopped

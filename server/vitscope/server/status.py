@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc import aio
 
 from vitscope.server.errors import InvalidArgumentError, NotFoundError, NotKeptHereError
@@ -34,34 +36,48 @@ class StatusInterceptor(aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or handler.request_streaming:
             return handler
-        kinds = {
-            "request_deserializer": handler.request_deserializer,
-            "response_serializer": handler.response_serializer,
-        }
+        # No deserializer: gRPC would run it outside of `call` and answer UNKNOWN where it raises.
+        parse, serialize = handler.request_deserializer, handler.response_serializer
         if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(_streaming(handler.unary_stream), **kinds)
-        return grpc.unary_unary_rpc_method_handler(_single(handler.unary_unary), **kinds)
+            # gRPC's own health.Watch is no generator: it writes its replies to the context.
+            generator = inspect.isasyncgenfunction(handler.unary_stream)
+            wrap = _streaming if generator else _single
+            return grpc.unary_stream_rpc_method_handler(
+                wrap(handler.unary_stream, parse), response_serializer=serialize
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            _single(handler.unary_unary, parse), response_serializer=serialize
+        )
 
 
-def _single(method: Callable[..., Any]) -> Any:
-    async def call(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
+def _single(method: Callable[..., Any], parse: Callable[[bytes], Any]) -> Any:
+    async def call(data: bytes, context: aio.ServicerContext[Any, Any]) -> Any:
         try:
-            return await method(request, context)
+            return await method(_request(parse, data), context)
         except Exception as error:
             return await _abort(context, error)
 
     return call
 
 
-def _streaming(method: Callable[..., Any]) -> Any:
-    async def call(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
+def _streaming(method: Callable[..., Any], parse: Callable[[bytes], Any]) -> Any:
+    async def call(data: bytes, context: aio.ServicerContext[Any, Any]) -> Any:
         try:
-            async for reply in method(request, context):
+            async for reply in method(_request(parse, data), context):
                 yield reply
         except Exception as error:
             await _abort(context, error)
 
     return call
+
+
+def _request(parse: Callable[[bytes], Any], data: bytes) -> Any:
+    try:
+        return parse(data)
+    except DecodeError:
+        raise InvalidArgumentError(
+            "The request cannot be read as the message that this method takes."
+        ) from None
 
 
 async def _abort(context: aio.ServicerContext[Any, Any], error: Exception) -> None:

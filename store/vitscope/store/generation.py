@@ -65,10 +65,10 @@ class Generation:
         self.name = path.name
         """Its name, which every answer carries."""
         self.manifest = _read_manifest(path)
-        self.rows = RowTable(layout.rows_path(path))
+        self.rows = RowTable(layout.rows_path(path), self._open)
         self._layers = {layer.name: layer for layer in self.manifest.layers}
         # Caches of this object, so that they go when it goes.
-        self._array: Callable[[str, str], Array] = cache(self._open)
+        self._array: Callable[[str, str], Array] = cache(self._open_of_layer)
         self._neighbours: Callable[[str], Neighbours] = cache(self._load_neighbours)
 
     def layer(self, name: str) -> LayerRecord:
@@ -107,8 +107,13 @@ class Generation:
         names = [layer.name for layer in self.manifest.layers]
         return names[0] if len(names) == 1 else f"{len(names)}, {names[0]} to {names[-1]}"
 
-    def _open(self, layer: str, array: str) -> Array:
-        return open_array(layout.layer_path(self.path, layer) / array)
+    def _open_of_layer(self, layer: str, array: str) -> Array:
+        return self._open(layout.layer_path(self.path, layer) / array)
+
+    def _open(self, path: Path) -> Array:
+        # Checksums of chunks say nothing of a shape or type that has changed.
+        self._checked_bytes((path / "zarr.json").relative_to(self.path).as_posix())
+        return open_array(path)
 
     def _load_neighbours(self, layer: str) -> Neighbours:
         return load(self._checked_bytes(layout.faiss_file(layer)))

@@ -6,7 +6,7 @@ INDEX/generations/NAME/           immutable
     arrays.zarr/rows/…            one group: the row table
     arrays.zarr/layers/LAYER/…    one group per layer: scores and top images with maps
     faiss/LAYER.faiss             nearest images by mean-pooled activations
-INDEX/work/                       an indexing run that has not been published yet
+INDEX/building/                   an indexing run that has not been published yet
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vitscope.store.manifest import LayerRecord, Pooling
 
 CURRENT = "CURRENT"
 GENERATIONS = "generations"
-WORK = "work"
+WORK = "building"
 MANIFEST = "manifest.json"
 ARRAYS = "arrays.zarr"
 

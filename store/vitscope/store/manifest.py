@@ -129,7 +129,7 @@ class Manifest:
                     f"{FORMAT!r} version {FORMAT_VERSION}."
                 )
             return _manifest(body)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DamagedIndexError("The manifest is not readable as one.") from error
 
 

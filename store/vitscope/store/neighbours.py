@@ -30,11 +30,25 @@ class Neighbours:
             query = self._index.reconstruct(row)[None]
         except RuntimeError as error:
             raise NotKeptError(f"Row {row} is an invalid image and has no neighbours.") from error
-        similarities, rows = self._index.search(query, k + 1)
-        others = rows[0] != row
-        found, near = rows[0][others], np.clip(similarities[0][others], -1, 1)
+        rows, similarities = self._search(query, k + 1)
+        others = rows != row
+        found, near = rows[others], similarities[others]
         order = np.lexsort((found, -near))[:k]
         return found[order], near[order]
+
+    def _search(self, query: Vectors, k: int) -> tuple[Rows, Vectors]:
+        """The `k` nearest to `query` (1, C), and all others as near as the last of them.
+
+        Which of several equally near images FAISS gives last is its own affair.
+        """
+        total = self._index.ntotal
+        wanted = min(k + 1, total)
+        while True:
+            similarities, rows = self._index.search(query, wanted)
+            near = np.clip(similarities[0], -1, 1)
+            if wanted == total or near[-1] < near[k - 1]:
+                return rows[0], near
+            wanted = min(2 * wanted, total)
 
 
 def normalise(vectors: npt.NDArray[Any]) -> Vectors:

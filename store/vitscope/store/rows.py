@@ -44,18 +44,19 @@ class RowRecord:
 class RowTable:
     """The columns of the row table, read when first asked for."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, opener: Callable[[Path], Array] = open_array) -> None:
         self._path = path
+        self._open = opener
 
     @cached_property
     def valid(self) -> npt.NDArray[np.bool_]:
         """Whether each image could be read: (N,)."""
-        return open_array(self._path / "valid").read().astype(np.bool_)
+        return self._open(self._path / "valid").read().astype(np.bool_)
 
     @cached_property
     def labels(self) -> npt.NDArray[np.int32]:
         """Index into `label_names`, or `NO_LABEL`: (N,)."""
-        return open_array(self._path / "label").read()
+        return self._open(self._path / "label").read()
 
     @cached_property
     def label_names(self) -> tuple[str, ...]:
@@ -105,22 +106,22 @@ class RowTable:
         if not (self._path / "thumbnail").exists():
             return None
         # Too large to hold: pictures stay on the disk.
-        return _Column(open_array(self._path / "thumbnail").read, self._edges("thumbnail"))
+        return _Column(self._open(self._path / "thumbnail").read, self._edges("thumbnail"))
 
     @cached_property
     def _digests(self) -> Array:
-        return open_array(self._path / "sha256")
+        return self._open(self._path / "sha256")
 
     @cached_property
     def _lengths(self) -> npt.NDArray[np.int64]:
-        return open_array(self._path / "bytes").read()
+        return self._open(self._path / "bytes").read()
 
     def _column(self, name: str) -> _Column:
-        data = open_array(self._path / name).read()
+        data = self._open(self._path / name).read()
         return _Column(data.__getitem__, self._edges(name))
 
     def _edges(self, name: str) -> npt.NDArray[np.int64]:
-        return open_array(self._path / f"{name}_edge").read()
+        return self._open(self._path / f"{name}_edge").read()
 
 
 @dataclass(frozen=True, slots=True)

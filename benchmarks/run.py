@@ -1,0 +1,228 @@
+"""The first benchmarks: what indexing costs over the bare forward, and what an answer costs.
+
+    python benchmarks/run.py [--quick] [--json FILE]
+
+Ratios are of medians of interleaved rounds in one run; seconds are of this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import json
+import multiprocessing
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import date
+from importlib.metadata import version
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import grpc
+import torch
+
+from vitscope.indexer.capture import capture, find_layers
+from vitscope.indexer.model import Weights, load_model
+from vitscope.indexer.reduce import LayerReduction
+from vitscope.indexer.run import Options, index
+from vitscope.indexer.scenes import write_scenes
+from vitscope.indexer.scenes.model import MODEL_NAME
+from vitscope.store.generation import open_generation
+from vitscope.store.manifest import LayerRecord
+from vitscope.v1 import query_pb2
+from vitscope.v1.service_pb2_grpc import ActivationServiceStub
+
+METHOD = "/vitscope.v1.ActivationService/TopImages"
+
+
+def main() -> int:
+    """Run everything, print a table, write the result file."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    parser.add_argument("--json", type=Path, help="where to write the results")
+    args = parser.parse_args()
+    rounds = 3 if args.quick else 9
+    rows = [forward_row(name, rounds) for name in (MODEL_NAME, "vit_tiny_patch16_224")]
+    with tempfile.TemporaryDirectory() as folder:
+        rows += answer_rows(Path(folder), 200 if args.quick else 2_000)
+    for row in rows:
+        print(
+            f"{row['what']:<64} {row['ours_ms']:>9.3f} ms {row['floor_ms']:>9.3f} ms "
+            f"x {row['ratio']:.2f}  ({row['floor']})"
+        )
+    if args.json:
+        args.json.write_text(json.dumps({**machine(), "rows": rows}, indent=1) + "\n")
+    return 0
+
+
+def forward_row(name: str, rounds: int) -> dict[str, Any]:
+    """Isolates capture and reduction: the same decoded batches, with and without them."""
+    model = load_model(name, Weights(random=True))
+    captured = find_layers(model.module, name, model.input_size)
+    poolings = captured[0].tokens.poolings
+    reductions = [
+        LayerReduction(LayerRecord(c.name, depth, c.channels, c.tokens, poolings, 100), "cpu")
+        for depth, c in enumerate(captured)
+    ]
+    batch, batches = 32, 4
+    pixels = [torch.randn(batch, 3, *model.input_size) for _ in range(batches)]
+    valid = torch.ones(batch, dtype=torch.bool)
+
+    def bare() -> None:
+        with torch.inference_mode():
+            for part in pixels:
+                model.module(part)
+
+    def reducing(base: int) -> None:
+        for reduction in reductions:
+            reduction.start_unit(batch * batches)
+        for number, part in enumerate(pixels):
+            rows = torch.arange(batch) + base + number * batch
+
+            def sink(layer: int, activation: torch.Tensor, rows: torch.Tensor = rows) -> None:
+                offset = int(rows[0]) - base
+                reductions[layer].update(activation, rows, valid, offset)
+
+            with torch.inference_mode(), capture(model.module, captured, sink):
+                model.module(part)
+
+    reducing(0)
+    ours, floor = [], []
+    for number in range(rounds):
+        floor.append(timed(bare))
+        ours.append(timed(reducing, (number + 1) * batch * batches))
+    what = f"index {batch * batches} images, {name}, K = 100, three poolings"
+    return row_of(what, ours, floor, "bare forward")
+
+
+def answer_rows(folder: Path, calls: int) -> list[dict[str, Any]]:
+    """Isolates query and conversion: the same bytes from an empty handler on the same loop."""
+    write_scenes(folder / "scenes", 256)
+    index(
+        Options(model=MODEL_NAME, data=folder / "scenes" / "images", out=folder / "index", top_k=50)
+    )
+    layer = "blocks.3.mlp"
+    rows = []
+    with served(folder / "index") as address, grpc.insecure_channel(address) as channel:
+        stub = ActivationServiceStub(channel)
+        for k, maps in ((20, True), (50, True), (200, False)):
+            requests = [
+                query_pb2.TopImagesRequest(layer=layer, channel=c, k=k, include_maps=maps)
+                for c in range(0, 512, 7)
+            ]
+            reply = stub.TopImages(requests[0]).SerializeToString()
+            with canned(reply) as other, grpc.insecure_channel(other) as plain:
+                empty = ActivationServiceStub(plain)
+                ours, floor = [], []
+                for number in range(calls):
+                    request = requests[number % len(requests)]
+                    ours.append(timed(stub.TopImages, request))
+                    floor.append(timed(empty.TopImages, request))
+            what = f"top-images over loopback, k = {k}{', with maps' if maps else ', scan'}"
+            rows.append(row_of(what, ours, floor, f"empty handler, same {len(reply):,} bytes"))
+    rows.append(maps_row(folder / "index", layer))
+    return rows
+
+
+def maps_row(path: Path, layer: str) -> dict[str, Any]:
+    """Isolates the store: all kept maps of a channel, each channel once, against a memory copy."""
+    generation = open_generation(path)
+    first = generation.top_maps(layer, "max", 0, slice(None))
+    ours, floor = [], []
+    for channel in range(1, 500):
+        ours.append(timed(generation.top_maps, layer, "max", channel, slice(None)))
+        floor.append(timed(first.copy))
+    return row_of(f"{len(first)} maps of a channel from the store", ours, floor, "memory copy")
+
+
+@contextmanager
+def served(path: Path) -> Iterator[str]:
+    """A real server process over the index."""
+    command = [sys.executable, "-m", "vitscope.client", "serve", str(path)]
+    command += ["--listen", "127.0.0.1:0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield (process.stdout or io.StringIO()).readline().split()[-1]
+        finally:
+            process.terminate()
+
+
+@contextmanager
+def canned(reply: bytes) -> Iterator[str]:
+    """A process with an asyncio server whose handler does nothing but return `reply`."""
+    spawn = multiprocessing.get_context("spawn")
+    here, there = spawn.Pipe()
+    process = spawn.Process(target=_serve_canned, args=(reply, there), daemon=True)
+    process.start()
+    try:
+        yield here.recv()
+    finally:
+        process.terminate()
+
+
+def _serve_canned(reply: bytes, address: Connection) -> None:
+    async def answer(_: bytes, __: Any) -> bytes:
+        return reply
+
+    async def run() -> None:
+        server = grpc.aio.server()
+        handlers: dict[str, Any] = {"TopImages": grpc.unary_unary_rpc_method_handler(answer)}
+        generic = grpc.method_handlers_generic_handler(METHOD.split("/")[1], handlers)
+        server.add_generic_rpc_handlers((generic,))
+        address.send(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+        await server.start()
+        await server.wait_for_termination()
+
+    asyncio.run(run())
+
+
+def timed(call: Callable[..., Any], *arguments: Any) -> float:
+    """Milliseconds that one call takes."""
+    start = time.perf_counter()
+    call(*arguments)
+    return (time.perf_counter() - start) * 1e3
+
+
+def row_of(what: str, ours: Sequence[float], floor: Sequence[float], name: str) -> dict[str, Any]:
+    """One row of the result: medians, their ratio and our 99th percentile."""
+    high = sorted(ours)[min(len(ours) - 1, int(len(ours) * 0.99))]
+    mine, theirs = statistics.median(ours), statistics.median(floor)
+    return {
+        "what": what,
+        "ours_ms": mine,
+        "ours_p99_ms": high,
+        "floor": name,
+        "floor_ms": theirs,
+        "ratio": mine / theirs,
+        "rounds": len(ours),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Hardware, versions, command and date."""
+    processor = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        processor = names[0].partition(":")[2].strip() if names else processor
+    packages = ("vitscope", "torch", "timm", "numpy", "tensorstore", "faiss-cpu", "grpcio")
+    return {
+        "date": date.today().isoformat(),
+        "command": " ".join(["python", *sys.argv]),
+        "processor": processor,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

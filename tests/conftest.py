@@ -1,0 +1,45 @@
+"""Fixtures of all rooms: a synthetic index, a copy of it to damage, and servers over indexes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from synthetic import ServerProcess, Synthetic, build
+
+Serve = Callable[..., ServerProcess]
+
+
+@pytest.fixture(scope="session")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
+    """The index that tests read; they leave it as it is."""
+    return build(tmp_path_factory.mktemp("synthetic") / "zoo")
+
+
+@pytest.fixture
+def synthetic_copy(synthetic: Synthetic, tmp_path: Path) -> Path:
+    """A fresh copy of the index, for tests that damage it."""
+    return Path(shutil.copytree(synthetic.path, tmp_path / "zoo"))
+
+
+@pytest.fixture(scope="session")
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """Starts server processes, `serve(index, …, options=[…])`, and ends them."""
+    started: list[ServerProcess] = []
+
+    def start(*indexes: Path, options: tuple[str, ...] = ()) -> ServerProcess:
+        errors = tmp_path_factory.mktemp("server") / "stderr"
+        started.append(ServerProcess(*indexes, options=options, errors=errors))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def synthetic_server(synthetic: Synthetic, serve: Serve) -> str:
+    """Address of a server that holds the synthetic index alone."""
+    return serve(synthetic.path).address

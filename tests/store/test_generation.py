@@ -1,0 +1,248 @@
+"""Opening an index: what is published is read, and everything else is refused by name."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic import Synthetic
+
+from vitscope.store.errors import (
+    DamagedIndexError,
+    NotAnIndexError,
+    NotKeptError,
+    StoreError,
+    UnsupportedFormatError,
+)
+from vitscope.store.generation import Generation, current_name, generation_name, open_generation
+
+
+def test_answers_are_the_dense_truth(synthetic: Synthetic) -> None:
+    generation = open_generation(synthetic.path)
+    assert generation.name == synthetic.generation
+    assert generation.manifest.layers == synthetic.manifest.layers
+    for name, layer in synthetic.layers.items():
+        maps = synthetic.maps(name)
+        for pooling in layer.poolings:
+            scores = synthetic.scores(name, pooling)
+            for channel in range(layer.channels):
+                column = generation.scores(name, pooling, channel)
+                assert np.array_equal(column, scores[:, channel], equal_nan=True)
+                best = synthetic.ranking(name, pooling, channel)[: layer.top_k]
+                rows, values = generation.top(name, pooling, channel)
+                assert list(zip(rows.tolist(), values.tolist(), strict=True)) == best
+                ranks = np.array([0, len(best) - 1])
+                kept = generation.top_maps(name, pooling, channel, ranks)
+                assert np.array_equal(kept, maps[rows[ranks], channel])
+
+
+def test_several_threads_read_the_same(synthetic: Synthetic) -> None:
+    generation = open_generation(synthetic.path)
+    layer = "stages.1.blocks.0.mlp"
+    truth = synthetic.scores(layer, "max")
+    nearest = open_generation(synthetic.path).neighbours(layer).nearest(1, 5)[0].tolist()
+    wrong: list[object] = []
+
+    def read(offset: int) -> None:
+        for channel in range(24):
+            number = (channel + offset) % 24
+            found = generation.scores(layer, "max", number)
+            if not np.array_equal(found, truth[:, number], equal_nan=True):
+                wrong.append(number)
+            if generation.neighbours(layer).nearest(1, 5)[0].tolist() != nearest:
+                wrong.append("neighbours")
+            if generation.rows.key(number) != synthetic.records[number].key:
+                wrong.append("key")
+
+    threads = [threading.Thread(target=read, args=(offset,)) for offset in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_no_such_folder(tmp_path: Path) -> None:
+    with pytest.raises(NotAnIndexError, match="There is no index folder"):
+        open_generation(tmp_path / "nothing")
+
+
+def test_a_file_is_no_index(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(NotAnIndexError):
+        open_generation(tmp_path / "file")
+
+
+@pytest.mark.parametrize("content", [[], ["holiday.jpg"], ["generations"]])
+def test_a_folder_of_something_else_is_no_index(tmp_path: Path, content: list[str]) -> None:
+    for name in content:
+        (tmp_path / name).mkdir()
+    with pytest.raises(NotAnIndexError, match="is not an index; make one with `vitscope index"):
+        open_generation(tmp_path)
+
+
+def test_an_unfinished_index_is_called_that(tmp_path: Path) -> None:
+    (tmp_path / "building").mkdir()
+    with pytest.raises(NotAnIndexError, match="not finished; run the same `vitscope index`"):
+        open_generation(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "pointer",
+    [
+        b"",
+        b"\n",
+        b"\xff\xfe\x00",
+        b"000001",
+        b"../../etc",
+        b"/etc",
+        b"000001-ABCDEF0123456789",
+        b"000001-0123456789abcdef/..",
+        b"000001-0123456789abcdef\nmore",
+        b"x" * 10_000,
+    ],
+)
+def test_a_damaged_pointer_is_damage(synthetic_copy: Path, pointer: bytes) -> None:
+    (synthetic_copy / "CURRENT").write_bytes(pointer)
+    with pytest.raises(DamagedIndexError, match="CURRENT"):
+        open_generation(synthetic_copy)
+
+
+def test_a_pointer_to_a_generation_that_is_not_there_is_damage(synthetic_copy: Path) -> None:
+    (synthetic_copy / "CURRENT").write_text("000009-0123456789abcdef\n")
+    with pytest.raises(DamagedIndexError, match=r"000009-0123456789abcdef is missing"):
+        open_generation(synthetic_copy)
+
+
+def test_a_missing_manifest_is_damage(synthetic: Synthetic, synthetic_copy: Path) -> None:
+    (synthetic_copy / "generations" / synthetic.generation / "manifest.json").unlink()
+    with pytest.raises(DamagedIndexError, match=r"manifest .* is missing"):
+        open_generation(synthetic_copy)
+
+
+def test_every_change_of_the_manifest_is_damage(synthetic: Synthetic, synthetic_copy: Path) -> None:
+    path = synthetic_copy / "generations" / synthetic.generation / "manifest.json"
+    whole = path.read_bytes()
+    changed = [whole[:-1], whole + b"\n", b"", whole.replace(b'"rows": 70', b'"rows": 71')]
+    for bit in range(0, len(whole) * 8, len(whole) // 5):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        changed.append(bytes(data))
+    for content in changed:
+        assert content != whole
+        path.write_bytes(content)
+        with pytest.raises(DamagedIndexError, match="not what was published"):
+            open_generation(synthetic_copy)
+
+
+def test_a_manifest_of_a_later_format_is_named_as_that(
+    synthetic: Synthetic, synthetic_copy: Path
+) -> None:
+    folder = synthetic_copy / "generations" / synthetic.generation
+    body = json.loads((folder / "manifest.json").read_bytes()) | {"format_version": 2}
+    data = json.dumps(body).encode()
+    (folder / "manifest.json").write_bytes(data)
+    folder.rename(folder.with_name(generation_name(1, data)))
+    (synthetic_copy / "CURRENT").write_text(generation_name(1, data))
+    with pytest.raises(UnsupportedFormatError, match="version 2; this vitscope reads"):
+        open_generation(synthetic_copy)
+
+
+def test_current_name_reads_the_pointer(synthetic: Synthetic) -> None:
+    assert current_name(synthetic.path) == synthetic.generation
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("blocks.0.ml", "did you mean blocks.0.mlp?"),
+        ("Blocks.1.mlp", "did you mean blocks.1.mlp?"),
+        ("zzz", "it has 3, blocks.0.mlp to blocks.1.mlp."),
+        ("", "it has 3, blocks.0.mlp to blocks.1.mlp."),
+        ("../rows", "it has 3, blocks.0.mlp to blocks.1.mlp."),
+    ],
+)
+def test_an_unknown_layer_is_answered_with_a_hint(
+    synthetic: Synthetic, name: str, hint: str
+) -> None:
+    with pytest.raises(NotKeptError) as caught:
+        open_generation(synthetic.path).layer(name)
+    assert str(caught.value) == f"The index has no layer {name!r}; {hint}"
+
+
+def test_a_long_layer_name_is_not_repeated_in_full(synthetic: Synthetic) -> None:
+    with pytest.raises(NotKeptError) as caught:
+        open_generation(synthetic.path).layer("x" * 100_000)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("place", [0, 1000, -1])
+def test_a_damaged_faiss_file_is_refused_before_faiss_sees_it(
+    synthetic: Synthetic, synthetic_copy: Path, place: int
+) -> None:
+    name = "faiss/blocks.0.mlp.faiss"
+    path = synthetic_copy / "generations" / synthetic.generation / name
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    generation = open_generation(synthetic_copy)
+    with pytest.raises(DamagedIndexError, match=f"{name} of the index is not what was published"):
+        generation.neighbours("blocks.0.mlp")
+    # The others serve on.
+    rows, _ = generation.neighbours("blocks.1.mlp").nearest(1, 3)
+    assert len(rows) == 3
+
+
+def test_a_missing_faiss_file_is_damage(synthetic: Synthetic, synthetic_copy: Path) -> None:
+    name = "faiss/blocks.0.mlp.faiss"
+    (synthetic_copy / "generations" / synthetic.generation / name).unlink()
+    with pytest.raises(DamagedIndexError, match="cannot be read"):
+        open_generation(synthetic_copy).neighbours("blocks.0.mlp")
+
+
+def folder_of(index: Path) -> Path:
+    return index / "generations" / current_name(index)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "layers/blocks.0.mlp/scores_mean",
+        "layers/blocks.0.mlp/top_rows_mean",
+        "rows/key",
+        "rows/valid",
+    ],
+)
+def test_changed_metadata_of_an_array_never_gives_another_answer(
+    synthetic_copy: Path, name: str
+) -> None:
+    """Chunk checksums cannot see a shape that shrank; the digests of the manifest can."""
+    path = folder_of(synthetic_copy) / "arrays.zarr" / name / "zarr.json"
+    body = json.loads(path.read_bytes())
+    body["shape"][-1] -= 1
+    path.write_text(json.dumps(body))
+    generation = open_generation(synthetic_copy)
+    ask: dict[str, Callable[[], object]] = {
+        "scores_mean": lambda: generation.scores("blocks.0.mlp", "mean", 0),
+        "top_rows_mean": lambda: generation.top("blocks.0.mlp", "mean", 0),
+        "key": lambda: generation.rows.key(1),
+        "valid": lambda: len(generation.rows),
+    }
+    with pytest.raises(DamagedIndexError, match=r"zarr\.json of the index is not what"):
+        ask[path.parent.name]()
+
+
+def test_every_error_of_the_store_ends_the_command_line_with_4() -> None:
+    kinds: list[type[StoreError]] = [StoreError, *StoreError.__subclasses__()]
+    assert len(kinds) > 4
+    assert {kind.exit_code for kind in kinds} == {4}
+
+
+def test_generations_do_not_share_their_caches(synthetic: Synthetic) -> None:
+    one, other = Generation(synthetic.folder), Generation(synthetic.folder)
+    assert one.neighbours("blocks.0.mlp") is one.neighbours("blocks.0.mlp")
+    assert one.neighbours("blocks.0.mlp") is not other.neighbours("blocks.0.mlp")
