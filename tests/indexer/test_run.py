@@ -62,7 +62,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(pictures: Path, tmp_path: Path, 
     assert main(small(pictures, tmp_path / "whole")) == 0
     out = tmp_path / "killed"
     process = start(small(pictures, out))
-    receipts = out / "work" / "units"
+    receipts = out / "building" / "units"
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         if receipts.is_dir() and len(list(receipts.glob("*.json"))) >= units:
@@ -77,7 +77,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(pictures: Path, tmp_path: Path, 
 def test_ctrl_c_stops_with_one_line_and_can_be_resumed(pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "index"
     process = start(small(pictures, out))
-    while not (out / "work" / "units").is_dir():
+    while not (out / "building" / "units").is_dir():
         time.sleep(0.002)
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
@@ -93,7 +93,7 @@ def test_an_unfinished_run_of_another_plan_is_refused_by_field(
 ) -> None:
     out = tmp_path / "index"
     process = start(small(pictures, out))
-    while not (out / "work" / "units").is_dir():
+    while not (out / "building" / "units").is_dir():
         time.sleep(0.002)
         assert process.poll() is None
     process.kill()
@@ -111,7 +111,7 @@ def test_two_writers_are_kept_apart(
 ) -> None:
     out = tmp_path / "index"
     process = start(small(pictures, out))
-    while not (out / "work" / "plan.json").is_file():
+    while not (out / "building" / "plan.json").is_file():
         time.sleep(0.002)
         assert process.poll() is None
     process.send_signal(signal.SIGSTOP)

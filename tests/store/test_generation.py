@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -246,3 +247,10 @@ def test_generations_do_not_share_their_caches(synthetic: Synthetic) -> None:
     one, other = Generation(synthetic.folder), Generation(synthetic.folder)
     assert one.neighbours("blocks.0.mlp") is one.neighbours("blocks.0.mlp")
     assert one.neighbours("blocks.0.mlp") is not other.neighbours("blocks.0.mlp")
+
+
+def test_lost_pictures_are_damage_and_not_emptiness(synthetic_copy: Path) -> None:
+    generation = open_generation(synthetic_copy)
+    shutil.rmtree(generation.path / "arrays.zarr" / "rows" / "thumbnail")
+    with pytest.raises(DamagedIndexError):
+        generation.thumbnail(1)

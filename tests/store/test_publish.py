@@ -134,3 +134,10 @@ def test_files_of_a_tree_come_in_one_order(tmp_path: Path) -> None:
         (tmp_path / name).write_text("x")
     (tmp_path / "empty").mkdir()
     assert [path.as_posix() for path in tree_files(tmp_path)] == ["a.b", "a/b/c", "a/z", "b"]
+
+
+def test_foreign_entries_beside_generations_are_passed_over(synthetic_copy: Path) -> None:
+    (synthetic_copy / "generations" / ".DS_Store").write_bytes(b"")
+    (synthetic_copy / "generations" / "backup").mkdir()
+    name = (synthetic_copy / "CURRENT").read_text().strip()
+    assert complete_publication(synthetic_copy, synthetic_copy / "none") == name

@@ -53,7 +53,6 @@ def test_records_come_back(records: list[RowRecord]) -> None:
         for row, record in enumerate(records):
             assert (table.key(row), table.label(row)) == (record.key, record.label)
             assert (table.labels[row] == NO_LABEL) == (record.label is None)
-            assert table.thumbnail(row) == b""
 
 
 def test_the_synthetic_table(synthetic: Synthetic) -> None:

@@ -107,7 +107,7 @@ def images_to(generation: Generation, rows: Sequence[int]) -> Iterator[query_pb2
             label=record.label,
             valid=record.valid,
             invalid_reason=record.reason,
-            jpeg=generation.rows.thumbnail(row),
+            jpeg=generation.thumbnail(row),
         )
         batch.append(image)
         size += len(image.jpeg)

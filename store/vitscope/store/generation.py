@@ -27,6 +27,11 @@ def generation_name(number: int, manifest: bytes) -> str:
     return f"{number:06d}-{sha256_bytes(manifest)[:16]}"
 
 
+def generation_names(folder: Path) -> list[str]:
+    """Names of the generations in `folder`, oldest first; anything else there is passed over."""
+    return sorted(path.name for path in folder.glob("*") if _NAME.fullmatch(path.name))
+
+
 def open_generation(index: Path) -> Generation:
     """Open the published generation of the index at `index`, read-only.
 
@@ -97,6 +102,10 @@ class Generation:
     ) -> npt.NDArray[np.float16]:
         """Patch maps (M, H, W) of a channel's kept top images at `ranks` (M,)."""
         return self._array(layer, layout.top_maps_name(pooling)).read(channel, ranks)
+
+    def thumbnail(self, row: int) -> bytes:
+        """The picture of an image as the model saw it, as a JPEG; empty where none is kept."""
+        return self.rows.thumbnail(row) if self.manifest.thumbnail_size else b""
 
     def neighbours(self, layer: str) -> Neighbours:
         """The layer's FAISS index, loaded once after its digest was checked."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vitscope.store import layout
 from vitscope.store.files import sha256_file, sync_directory, tree_files, write_atomically
-from vitscope.store.generation import generation_name
+from vitscope.store.generation import generation_name, generation_names
 from vitscope.store.manifest import FileRecord, Manifest
 
 
@@ -39,14 +39,12 @@ def complete_publication(index: Path, staged: Path) -> str | None:
     None where there is nothing to finish.
     """
     generations = index / layout.GENERATIONS
-    if staged.exists() or not generations.is_dir():
-        return None
-    names = sorted(path.name for path in generations.iterdir())
-    if not names:
+    names = generation_names(generations)
+    if staged.exists() or not names:
         return None
     write_atomically(index / layout.CURRENT, f"{names[-1]}\n".encode())
     return names[-1]
 
 
 def _next_number(generations: Path) -> int:
-    return max((int(path.name[:6]) for path in generations.iterdir()), default=0) + 1
+    return max((int(name[:6]) for name in generation_names(generations)), default=0) + 1

@@ -40,6 +40,11 @@ class RowRecord:
     sha256: str
     """Digest of the source bytes; empty where they could not be read."""
 
+    def __str__(self) -> str:
+        """A line for people; keys come from file names and may hold anything."""
+        text = f"row {self.row}  {self.key}{f': {self.reason}' if self.reason else ''}"
+        return "".join(char if char.isprintable() else "�" for char in text)
+
 
 class RowTable:
     """The columns of the row table, read when first asked for."""
@@ -90,8 +95,11 @@ class RowTable:
         )
 
     def thumbnail(self, row: int) -> bytes:
-        """The picture as the model saw it, as a JPEG; empty where none is stored."""
-        return self._thumbnails.item(row) if self._thumbnails else b""
+        """The picture as the model saw it, as a JPEG; empty for an invalid image.
+
+        Raises `DamagedIndexError` where the index keeps no pictures.
+        """
+        return self._thumbnails.item(row)
 
     @cached_property
     def _keys(self) -> _Column:
@@ -102,9 +110,7 @@ class RowTable:
         return self._column("reason")
 
     @cached_property
-    def _thumbnails(self) -> _Column | None:
-        if not (self._path / "thumbnail").exists():
-            return None
+    def _thumbnails(self) -> _Column:
         # Too large to hold: pictures stay on the disk.
         return _Column(self._open(self._path / "thumbnail").read, self._edges("thumbnail"))
 

@@ -72,8 +72,7 @@ def run(args: argparse.Namespace) -> int:
     if len(invalid):
         print(f"{len(invalid):,} files are no readable image and are kept as invalid rows:")
         for row in invalid[:20]:
-            record = generation.rows.record(int(row))
-            print(f"  row {record.row}  {record.key}: {record.reason}")
+            print(f"  {generation.rows.record(int(row))}")
         if len(invalid) > 20:
             print("  … `vitscope info --json` lists them all.")
     return 0

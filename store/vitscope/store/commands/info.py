@@ -58,13 +58,13 @@ def _as_text(generation: Generation) -> str:
         f"rows        {manifest.rows:,}, {manifest.valid_rows:,} of them valid",
         f"size        {len(manifest.files)} files, {size:,} bytes",
         "",
-        f"{'layer':<20} {'channels':>8} {'prefix':<14} {'grid':>7}  {'poolings':<13} maps kept",
+        f"{'layer':<20} {'channels':>8} {'prefix':<19} {'grid':>7}  {'poolings':<13} maps kept",
     ]
     for layer in manifest.layers:
         tokens = layer.tokens
         prefix = "+".join(tokens.prefix) or "none"
         lines.append(
-            f"{layer.name:<20} {layer.channels:>8} {prefix:<14} "
+            f"{layer.name:<20} {layer.channels:>8} {prefix:<19} "
             f"{f'{tokens.height}x{tokens.width}':>7}  {','.join(layer.poolings):<13} "
             f"top {layer.top_k} of each channel and pooling"
         )
@@ -73,8 +73,7 @@ def _as_text(generation: Generation) -> str:
 
 def _invalid_lines(generation: Generation) -> list[str]:
     invalid = _invalid(generation)
-    records = [generation.rows.record(row) for row in invalid[:_LISTED]]
-    lines = [f"  row {record.row}  {record.key}: {record.reason}" for record in records]
+    lines = [f"  {generation.rows.record(row)}" for row in invalid[:_LISTED]]
     if len(invalid) > _LISTED:
         lines.append(f"  and {len(invalid) - _LISTED:,} more; --json lists them all")
     return ["", f"invalid images: {len(invalid):,}", *lines] if lines else []

@@ -1,0 +1,325 @@
+"""Wrong requests: the right status, one sentence, and never UNKNOWN or INTERNAL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from grpc import StatusCode
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from synthetic import Synthetic
+
+from vitscope.server.errors import QueryError
+from vitscope.server.status import CODES
+from vitscope.store.errors import DamagedIndexError
+from vitscope.v1 import query_pb2 as pb
+from vitscope.v1.service_pb2_grpc import ActivationServiceStub
+
+LAYER = "blocks.0.mlp"
+WITHOUT_CLS = "stages.1.blocks.0.mlp"
+LAST = 2**31 - 1
+FAR = 2**63 - 1
+
+INVALID = StatusCode.INVALID_ARGUMENT
+MISSING = StatusCode.NOT_FOUND
+NOT_KEPT = StatusCode.FAILED_PRECONDITION
+
+
+def ask(stub: ActivationServiceStub, request: Any) -> list[Any]:
+    """The reply to a request, or all replies of its stream."""
+    name = type(request).__name__.removesuffix("Request")
+    answer = getattr(stub, name)(request, timeout=60)
+    return list(answer) if name in ("GetPatchMaps", "GetImages") else [answer]
+
+
+def refusal(stub: ActivationServiceStub, request: Any) -> tuple[StatusCode, str]:
+    with pytest.raises(grpc.RpcError) as caught:
+        ask(stub, request)
+    error = caught.value
+    assert isinstance(error, grpc.Call)
+    return error.code(), error.details() or ""
+
+
+def check_sentence(details: str) -> None:
+    """One sentence with a mend, that tells nothing of the server's files or code."""
+    # A hint may be a question.
+    assert details.endswith((".", "?"))
+    assert "\n" not in details
+    assert "Traceback" not in details
+    assert "/" not in details
+    assert len(details) < 400
+
+
+def fields_of(**fields: Any) -> dict[str, Any]:
+    return fields
+
+
+def top(**fields: Any) -> pb.TopImagesRequest:
+    return pb.TopImagesRequest(**fields_of(layer=LAYER, channel=4, k=3) | fields)
+
+
+def similar(**fields: Any) -> pb.SimilarImagesRequest:
+    return pb.SimilarImagesRequest(**fields_of(layer=LAYER, row=1, k=3) | fields)
+
+
+def maps(count: int = 1, **fields: Any) -> pb.GetPatchMapsRequest:
+    selector = pb.PatchMapSelector(**fields_of(layer="blocks.1.mlp", channel=1, row=1) | fields)
+    return pb.GetPatchMapsRequest(maps=[selector] * count)
+
+
+def images(*rows: int, index: str = "") -> pb.GetImagesRequest:
+    return pb.GetImagesRequest(index=index, rows=rows)
+
+
+TABLE: dict[str, tuple[Any, StatusCode, str]] = {
+    "top: unknown layer": (top(layer="blocks.7.attn"), MISSING, "layer"),
+    "top: another group": (top(layer="rows"), MISSING, "layer"),
+    "top: empty layer": (top(layer=""), INVALID, "layer"),
+    "top: channel -1": (top(channel=-1), MISSING, "channel"),
+    "top: channel too large": (top(channel=11), MISSING, "channel"),
+    "top: channel far too large": (top(channel=LAST), MISSING, "channel"),
+    "top: k 0": (top(k=0), INVALID, "k is 0"),
+    "top: k -1": (top(k=-1), INVALID, "k is -1"),
+    "top: k above valid images": (top(k=66), INVALID, "k is 66"),
+    "top: k far too large": (top(k=LAST), INVALID, "k is"),
+    "top: unknown pooling": (top(pooling=9), INVALID, "pooling"),
+    "top: negative pooling": (top(pooling=-1), INVALID, "pooling"),
+    "top: no class token": (top(layer=WITHOUT_CLS, pooling=3), NOT_KEPT, "pooling"),
+    "top: unknown index": (top(index="aquarium"), MISSING, "index"),
+    "top: long layer": (top(layer="я" * 100_000), MISSING, "layer"),
+    "similar: unknown layer": (similar(layer="x"), MISSING, "layer"),
+    "similar: empty layer": (similar(layer=""), INVALID, "layer"),
+    "similar: row -1": (similar(row=-1), MISSING, "row"),
+    "similar: row too large": (similar(row=70), MISSING, "row"),
+    "similar: row far too large": (similar(row=FAR), MISSING, "row"),
+    "similar: invalid row": (similar(row=17), NOT_KEPT, "row 17 is an invalid image"),
+    "similar: k 0": (similar(k=0), INVALID, "k is 0"),
+    "similar: k -1": (similar(k=-1), INVALID, "k is -1"),
+    "similar: k as many as valid images": (similar(k=65), INVALID, "k is 65"),
+    "similar: unknown index": (similar(index="aquarium"), MISSING, "index"),
+    "maps: none": (maps(0), INVALID, "maps is empty"),
+    "maps: too many": (maps(4097), INVALID, "maps has 4097"),
+    "maps: unknown layer": (maps(layer="x"), MISSING, "layer"),
+    "maps: empty layer": (maps(layer=""), INVALID, "layer"),
+    "maps: channel -1": (maps(channel=-1), MISSING, "channel"),
+    "maps: channel too large": (maps(channel=3), MISSING, "channel"),
+    "maps: row -1": (maps(row=-1), MISSING, "row"),
+    "maps: row too large": (maps(row=70), MISSING, "row"),
+    "maps: invalid row": (maps(row=0), NOT_KEPT, "row 0 is an invalid image"),
+    "images: none": (images(), INVALID, "rows is empty"),
+    "images: too many": (images(*[1] * 1025), INVALID, "rows has 1025"),
+    "images: row -1": (images(1, -1), MISSING, "row"),
+    "images: row too large": (images(1, 70), MISSING, "row"),
+    "images: unknown index": (images(1, index="aquarium"), MISSING, "index"),
+    "index: unknown": (pb.GetIndexRequest(index="aquarium"), MISSING, "index"),
+    "index: a path": (pb.GetIndexRequest(index=".."), MISSING, "index"),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_wrong_requests(stub: ActivationServiceStub, name: str) -> None:
+    request, code, word = TABLE[name]
+    found, details = refusal(stub, request)
+    assert found == code
+    assert word in details
+    check_sentence(details)
+
+
+def test_the_largest_allowed_requests_are_answered(stub: ActivationServiceStub) -> None:
+    assert len(ask(stub, top(k=65))[0].images) == 65
+    assert len(ask(stub, similar(k=64))[0].images) == 64
+    assert sum(len(reply.maps.rows) for reply in ask(stub, maps(4096))) == 4096
+    assert sum(len(reply.images) for reply in ask(stub, images(*[1] * 1024))) == 1024
+
+
+def test_a_map_that_was_not_kept(synthetic: Synthetic, stub: ActivationServiceStub) -> None:
+    record = synthetic.layers[LAYER]
+    kept = {
+        row
+        for pooling in record.poolings
+        for row, _ in synthetic.ranking(LAYER, pooling, 4)[: record.top_k]
+    }
+    others = [row for row in np.flatnonzero(synthetic.valid).tolist() if row not in kept]
+    assert len(others) > 40
+    for row in others:
+        code, details = refusal(stub, maps(layer=LAYER, channel=4, row=row))
+        assert code == NOT_KEPT
+        assert f"row {row} on channel 4 of {LAYER}" in details
+        check_sentence(details)
+    # One of them spoils a whole request, before any map is sent.
+    good = pb.PatchMapSelector(layer=LAYER, channel=4, row=min(kept))
+    bad = pb.PatchMapSelector(layer=LAYER, channel=4, row=others[0])
+    assert refusal(stub, pb.GetPatchMapsRequest(maps=[good, bad, good]))[0] == NOT_KEPT
+
+
+@pytest.mark.parametrize("method", ["ListIndexes", "GetIndex", "TopImages", "SimilarImages"])
+@pytest.mark.parametrize("data", [b"\xff\xff\xff", b"\x0a\x05ab", b"\x0a\x02\xff\xfe"])
+def test_bytes_that_are_no_message(channel: grpc.Channel, method: str, data: bytes) -> None:
+    call: Any = channel.unary_unary(f"/vitscope.v1.ActivationService/{method}")
+    if method == "ListIndexes" and data[0] == 0x0A and data[1] == 2:
+        # An unknown field of a message without fields is passed over.
+        assert pb.ListIndexesResponse.FromString(call(data, timeout=60)).indexes
+        return
+    with pytest.raises(grpc.RpcError) as caught:
+        call(data, timeout=60)
+    assert isinstance(caught.value, grpc.Call)
+    assert caught.value.code() == INVALID
+    check_sentence(caught.value.details() or "")
+
+
+@pytest.mark.parametrize("method", ["GetPatchMaps", "GetImages"])
+def test_bytes_that_are_no_message_on_a_stream(channel: grpc.Channel, method: str) -> None:
+    call: Any = channel.unary_stream(f"/vitscope.v1.ActivationService/{method}")
+    with pytest.raises(grpc.RpcError) as caught:
+        list(call(b"\xff\xff\xff", timeout=60))
+    assert isinstance(caught.value, grpc.Call)
+    assert caught.value.code() == INVALID
+    check_sentence(caught.value.details() or "")
+
+
+def test_a_method_that_is_not_there(channel: grpc.Channel) -> None:
+    call: Any = channel.unary_unary("/vitscope.v1.ActivationService/Nothing")
+    with pytest.raises(grpc.RpcError) as caught:
+        call(b"", timeout=60)
+    assert isinstance(caught.value, grpc.Call)
+    assert caught.value.code() == StatusCode.UNIMPLEMENTED
+
+
+INDEXES = st.sampled_from(["", "", "", "zoo"]) | st.text(max_size=8)
+LAYERS = st.sampled_from([LAYER, WITHOUT_CLS, "blocks.1.mlp"] * 2 + [""]) | st.text(max_size=30)
+SMALL = st.integers(-2, 30)
+INT32 = SMALL | st.integers(-(2**31), LAST)
+INT64 = st.integers(-2, 75) | st.integers(-(2**63), FAR)
+COUNTS = st.none() | st.integers(-1, 70) | st.integers(-(2**31), LAST)
+
+REQUESTS: dict[str, st.SearchStrategy[Any]] = {
+    "ListIndexes": st.builds(pb.ListIndexesRequest),
+    "GetIndex": st.builds(pb.GetIndexRequest, index=INDEXES),
+    "TopImages": st.builds(
+        pb.TopImagesRequest,
+        index=INDEXES,
+        layer=LAYERS,
+        channel=INT32,
+        pooling=st.integers(0, 3) | INT32,
+        k=COUNTS,
+        include_maps=st.booleans(),
+    ),
+    "SimilarImages": st.builds(
+        pb.SimilarImagesRequest, index=INDEXES, layer=LAYERS, row=INT64, k=COUNTS
+    ),
+    "GetPatchMaps": st.builds(
+        pb.GetPatchMapsRequest,
+        index=INDEXES,
+        maps=st.lists(
+            st.builds(pb.PatchMapSelector, layer=LAYERS, channel=INT32, row=INT64), max_size=4
+        ),
+    ),
+    "GetImages": st.builds(pb.GetImagesRequest, index=INDEXES, rows=st.lists(INT64, max_size=5)),
+}
+
+Fault = tuple[bool, StatusCode]
+
+
+def faults(synthetic: Synthetic, request: Any) -> set[StatusCode]:
+    """Statuses of all that is wrong with a request, from the words of the protocol alone."""
+    found: list[Fault] = []
+    if hasattr(request, "index"):
+        found.append((request.index not in ("", "zoo"), MISSING))
+    if isinstance(request, pb.TopImagesRequest):
+        found += layer_faults(synthetic, request.layer)
+        found += channel_faults(synthetic, request)
+        found.append((not 0 <= request.pooling <= 3, INVALID))
+        found.append((request.layer == WITHOUT_CLS and request.pooling == 3, NOT_KEPT))
+        found.append((request.HasField("k") and not 1 <= request.k <= 65, INVALID))
+    if isinstance(request, pb.SimilarImagesRequest):
+        found += layer_faults(synthetic, request.layer)
+        found += row_faults(synthetic, request.row)
+        found.append((request.HasField("k") and not 1 <= request.k <= 64, INVALID))
+    if isinstance(request, pb.GetPatchMapsRequest):
+        found.append((not request.maps, INVALID))
+        for selector in request.maps:
+            found += layer_faults(synthetic, selector.layer)
+            found += channel_faults(synthetic, selector)
+            found += row_faults(synthetic, selector.row)
+            if not any(wrong for wrong, _ in found):
+                found.append((not is_kept(synthetic, selector), NOT_KEPT))
+    if isinstance(request, pb.GetImagesRequest):
+        found.append((not request.rows, INVALID))
+        found += [(not 0 <= row < 70, MISSING) for row in request.rows]
+    return {code for wrong, code in found if wrong}
+
+
+def layer_faults(synthetic: Synthetic, layer: str) -> list[Fault]:
+    return [(not layer, INVALID), (bool(layer) and layer not in synthetic.layers, MISSING)]
+
+
+def channel_faults(synthetic: Synthetic, request: Any) -> list[Fault]:
+    layer = synthetic.layers.get(request.layer)
+    return [(layer is not None and not 0 <= request.channel < layer.channels, MISSING)]
+
+
+def row_faults(synthetic: Synthetic, row: int) -> list[Fault]:
+    inside = 0 <= row < 70
+    return [(not inside, MISSING), (inside and not synthetic.records[row].valid, NOT_KEPT)]
+
+
+def is_kept(synthetic: Synthetic, selector: pb.PatchMapSelector) -> bool:
+    layer = synthetic.layers[selector.layer]
+    return any(
+        selector.row == row
+        for pooling in layer.poolings
+        for row, _ in synthetic.ranking(layer.name, pooling, selector.channel)[: layer.top_k]
+    )
+
+
+@pytest.mark.parametrize("method", REQUESTS)
+def test_random_requests_get_the_status_they_deserve(
+    synthetic: Synthetic, stub: ActivationServiceStub, method: str
+) -> None:
+    """At least 200 of each; any answer but a predicted one fails, UNKNOWN and INTERNAL too."""
+    answered: list[bool] = []
+
+    @settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(REQUESTS[method])
+    def sweep(request: Any) -> None:
+        expected = faults(synthetic, request)
+        answered.append(not expected)
+        if not expected:
+            ask(stub, request)
+            return
+        code, details = refusal(stub, request)
+        assert code in expected, (code, details)
+        assert details.endswith((".", "?"))
+        assert str(synthetic.path) not in details
+
+    sweep()
+    assert True in answered
+    if method != "ListIndexes":
+        assert False in answered
+
+
+def test_every_error_of_a_request_has_its_status() -> None:
+    def tree(kind: type[QueryError]) -> list[type[QueryError]]:
+        return [kind, *(below for child in kind.__subclasses__() for below in tree(child))]
+
+    raised = [kind for kind in tree(QueryError) if kind is not QueryError]
+    assert len(raised) >= 3
+    assert set(CODES) == {*raised, DamagedIndexError}
+    forbidden = {StatusCode.OK, StatusCode.UNKNOWN, StatusCode.INTERNAL}
+    assert not forbidden & set(CODES.values())
+
+
+def test_calls_at_the_same_time_do_not_mix(
+    synthetic: Synthetic, stub: ActivationServiceStub
+) -> None:
+    requests = [top(channel=channel, k=k) for channel in range(11) for k in (3, 20, 65)] * 3
+    calls: list[Callable[[], pb.TopImagesResponse]] = [
+        stub.TopImages.future(request, timeout=60).result for request in requests
+    ]
+    for request, result in zip(requests, calls, strict=True):
+        found = [(image.row, image.score) for image in result().images]
+        assert found == synthetic.ranking(LAYER, "mean", request.channel)[: request.k]
