@@ -59,7 +59,9 @@ def main() -> int:
             f"x {row['ratio']:.2f}  ({row['floor']})"
         )
     if args.json:
-        args.json.write_text(json.dumps({**machine(), "rows": rows}, indent=1) + "\n")
+        command = f"python benchmarks/run.py{' --quick' if args.quick else ''}"
+        result = {**machine(), "command": command, "rows": rows}
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
     return 0
 
 
@@ -207,7 +209,7 @@ def row_of(what: str, ours: Sequence[float], floor: Sequence[float], name: str) 
 
 
 def machine() -> dict[str, Any]:
-    """Hardware, versions, command and date."""
+    """Hardware, versions and date."""
     processor = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -216,7 +218,6 @@ def machine() -> dict[str, Any]:
     packages = ("vitscope", "torch", "timm", "numpy", "tensorstore", "faiss-cpu", "grpcio")
     return {
         "date": date.today().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
         "processor": processor,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
