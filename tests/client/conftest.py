@@ -1,151 +1,68 @@
-"""A gRPC server with canned answers, so that the client is tested over a real connection."""
+"""Real servers that the client is tested against, and a folder where nothing may be left."""
 
-# ruff: noqa: N802  the methods bear the names of the rpcs
+from __future__ import annotations
 
-import io
 import socket
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
-import grpc
-import numpy as np
 import pytest
-from PIL import Image
+import synthetic as synthetic_index
+from synthetic import ServerProcess, Synthetic, build
 
-from vitscope.v1 import index_pb2, query_pb2, service_pb2_grpc
-
-LAYER = "blocks.1.mlp"
-ROWS = 6
-GRID = (2, 3)
-ESCAPE = "\x1b]0;owned\x07"
-
-
-def jpeg() -> bytes:
-    buffer = io.BytesIO()
-    Image.linear_gradient("L").resize((96, 64)).convert("RGB").save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def grid(row: int) -> np.ndarray[tuple[int, int], np.dtype[np.float16]]:
-    return (np.arange(6).reshape(GRID) + row / 8).astype(np.float16)
-
-
-def scored(row: int) -> query_pb2.ScoredImage:
-    label = None if row == 2 else f"class {row}"
-    return query_pb2.ScoredImage(row=row, key=f"../{row}{ESCAPE}.jpg", label=label, score=9.5 - row)
-
-
-def maps_of(rows: list[int], channel: int) -> query_pb2.PatchMaps:
-    return query_pb2.PatchMaps(
-        layer=LAYER,
-        rows=rows,
-        channels=[channel] * len(rows),
-        height=GRID[0],
-        width=GRID[1],
-        values=b"".join(grid(row).astype("<f2").tobytes() for row in rows),
-    )
-
-
-def index_message() -> index_pb2.Index:
-    layer = index_pb2.Layer(
-        name=LAYER,
-        depth=1,
-        channels=16,
-        tokens=index_pb2.TokenLayout(prefix=["cls"], height=GRID[0], width=GRID[1]),
-        poolings=[index_pb2.POOLING_MEAN, index_pb2.POOLING_CLS],
-        maps_per_channel=2,
-    )
-    model = index_pb2.Model(
-        name="vit_test",
-        weights_sha256="ab" * 32,
-        weights_source="random",
-        input_height=64,
-        input_width=96,
-        dtype="float32",
-    )
-    return index_pb2.Index(
-        name="canned", generation="g7", model=model, rows=ROWS, valid_rows=5, layers=[layer]
-    )
-
-
-class CannedService(service_pb2_grpc.ActivationServiceServicer):
-    """Answers for one layer of six rows, the last of them unreadable; maps of rows 0 and 1."""
-
-    def ListIndexes(
-        self, request: query_pb2.ListIndexesRequest, context: grpc.ServicerContext
-    ) -> query_pb2.ListIndexesResponse:
-        index = index_message()
-        del index.layers[:]
-        return query_pb2.ListIndexesResponse(indexes=[index])
-
-    def GetIndex(
-        self, request: query_pb2.GetIndexRequest, context: grpc.ServicerContext
-    ) -> query_pb2.GetIndexResponse:
-        if request.index not in ("", "canned"):
-            context.abort(grpc.StatusCode.NOT_FOUND, f"no index {request.index!r}")
-        return query_pb2.GetIndexResponse(index=index_message())
-
-    def TopImages(
-        self, request: query_pb2.TopImagesRequest, context: grpc.ServicerContext
-    ) -> query_pb2.TopImagesResponse:
-        if request.layer != LAYER:
-            context.abort(grpc.StatusCode.NOT_FOUND, f"no layer {request.layer!r}")
-        count = request.k if request.HasField("k") else 5
-        if not 1 <= count <= 5:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"k is {count}; give 1 to 5")
-        return query_pb2.TopImagesResponse(
-            generation="g7",
-            pooling=request.pooling,
-            images=[scored(row) for row in range(count)],
-            maps=maps_of([0, 1][:count], request.channel) if request.include_maps else None,
-        )
-
-    def GetPatchMaps(
-        self, request: query_pb2.GetPatchMapsRequest, context: grpc.ServicerContext
-    ) -> Iterator[query_pb2.GetPatchMapsResponse]:
-        for selector in request.maps:
-            if selector.row > 1:
-                context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"no map of {selector.row}")
-            maps = maps_of([selector.row], selector.channel)
-            maps.layer = selector.layer
-            yield query_pb2.GetPatchMapsResponse(generation="g7", maps=maps)
-
-    def SimilarImages(
-        self, request: query_pb2.SimilarImagesRequest, context: grpc.ServicerContext
-    ) -> query_pb2.SimilarImagesResponse:
-        rows = [row for row in range(5) if row != request.row]
-        return query_pb2.SimilarImagesResponse(
-            generation="g7", images=map(scored, rows), exact=False, recall_at_10=0.5
-        )
-
-    def GetImages(
-        self, request: query_pb2.GetImagesRequest, context: grpc.ServicerContext
-    ) -> Iterator[query_pb2.GetImagesResponse]:
-        for row in request.rows:
-            image = scored(row)
-            yield query_pb2.GetImagesResponse(
-                generation="g7",
-                images=[
-                    query_pb2.Image(
-                        row=row,
-                        key=image.key,
-                        label=image.label if image.HasField("label") else None,
-                        valid=row < 5,
-                        invalid_reason="" if row < 5 else "truncated",
-                        jpeg=jpeg() if row < 5 else b"",
-                    )
-                ],
-            )
+from vitscope.client import Client
+from vitscope.store.rows import RowRecord
 
 
 @pytest.fixture(scope="session")
-def server_address() -> Iterator[str]:
-    server = grpc.server(ThreadPoolExecutor(2))
-    service_pb2_grpc.add_ActivationServiceServicer_to_server(CannedService(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield f"127.0.0.1:{port}"
-    server.stop(None).wait()
+def client(synthetic_server: str) -> Iterator[Client]:
+    """A client of the server that holds the synthetic index alone."""
+    with Client(synthetic_server) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def pond(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
+    """A second index, of fewer images and without thumbnails."""
+    return build(tmp_path_factory.mktemp("second") / "пруд", seed=1, rows=40, thumbnails=False)
+
+
+@pytest.fixture(scope="session")
+def two_indexes(synthetic: Synthetic, pond: Synthetic, serve: Callable[..., ServerProcess]) -> str:
+    """Address of a server that holds both indexes."""
+    return serve(synthetic.path, pond.path).address
+
+
+@pytest.fixture(scope="session")
+def hostile(tmp_path_factory: pytest.TempPathFactory, serve: Callable[..., ServerProcess]) -> str:
+    """Address of a server over an index whose names mean harm and whose thumbnails are no JPEGs."""
+    make_record = synthetic_index._record
+
+    def record(row: int, rows: int, picture: bytes) -> RowRecord:
+        key = f"../../{row}\x1b]0;owned\x07\n.jpg"
+        return replace(make_record(row, rows, picture), key=key, label="/etc/\x1b[2J")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic_index, "_record", record)
+        patch.setattr(synthetic_index, "_picture", lambda row: b"<html>")
+        index = build(tmp_path_factory.mktemp("hostile") / "index", rows=5)
+    return serve(index.path).address
+
+
+@pytest.fixture
+def ask_synthetic(synthetic_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands ask the server over the synthetic index unless told otherwise."""
+    monkeypatch.setenv("VITSCOPE_SERVER", synthetic_server)
+
+
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which the commands of a test run."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
 
 
 @pytest.fixture

@@ -71,20 +71,18 @@ def test_version() -> None:
 def test_an_unknown_command_suggests_close_ones() -> None:
     run = vitscope("top-image", "--layer", "x")
     assert run.returncode == 2
-    assert run.stderr.startswith("vitscope: there is no command 'top-image'; did you mean")
+    assert run.stderr.startswith("vitscope: There is no command 'top-image'; did you mean")
     assert "top-images" in run.stderr
+    assert run.stderr.endswith("?\n")
     assert run.stderr.count("\n") == 1
 
 
-def test_no_server_is_one_sentence(silent_address: str) -> None:
-    run = vitscope(
-        "top-images", "--server", silent_address, "--layer", "x", "--channel", "0", "--json"
-    )
-    assert (run.returncode, run.stdout) == (5, "")
-    assert run.stderr == (
-        f"vitscope: no vitscope server answers at {silent_address}; "
-        f"start one with: vitscope serve INDEX --listen {silent_address}\n"
-    )
+@pytest.mark.parametrize("word", ["xyzzy", "--colour"])
+def test_an_unknown_first_word_is_one_sentence(word: str, capsys: Captured) -> None:
+    assert main([word]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("vitscope: There is no ")
+    assert err.endswith("see `vitscope --help`.\n")
 
 
 def test_a_closed_pipe_is_quiet() -> None:
@@ -134,24 +132,24 @@ def test_a_command_that_cannot_be_loaded_does_not_hide_the_others(
 @pytest.mark.parametrize(
     ("error", "code", "sentence"),
     [
-        (StoreLikeError("the index is damaged"), 4, "the index is damaged"),
-        (KeyboardInterrupt(), 130, "interrupted"),
-        (SystemExit("no way"), 2, "no way"),
+        (StoreLikeError("The index is damaged."), 4, "The index is damaged."),
+        (KeyboardInterrupt(), 130, "Interrupted."),
+        (SystemExit("No way."), 2, "No way."),
         (
             ModuleNotFoundError("x", name="faiss"),
             3,
-            "work needs faiss: pip install 'vitscope[faiss-cpu]' "
-            "(or 'vitscope[faiss-gpu]' where there is a CUDA device)",
+            "work needs faiss; install it with `pip install 'vitscope[faiss-cpu]'` "
+            "(or vitscope[faiss-gpu] where there is a CUDA device).",
         ),
         (
             ModuleNotFoundError("x", name="torch.nn"),
             3,
-            "work needs torch: pip install 'vitscope[indexer]'",
+            "work needs torch; install it with `pip install 'vitscope[indexer]'`.",
         ),
         (
             ModuleNotFoundError("x", name="tensorstore"),
             3,
-            "work needs tensorstore: pip install 'vitscope[store]'",
+            "work needs tensorstore; install it with `pip install 'vitscope[store]'`.",
         ),
     ],
 )

@@ -1,19 +1,22 @@
-"""The client over a real connection to a server with canned answers."""
+"""Every method of the client, over a connection to the real server, against the dense truth."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from client.truth import PLAIN, SHAPES, WHOLE, WIDE, bad_rows, good_rows
 from numpy.testing import assert_array_equal
+from synthetic import Synthetic
 
-from vitscope.client import (
-    Client,
-    InvalidRequestError,
-    NotFoundError,
-    NotKeptError,
-    UnavailableError,
-    UsageError,
-)
+from client import truth
+from vitscope.client import Client, ScoredImage, UsageError
 
-LAYER = "blocks.1.mlp"
+
+def pairs(images: Sequence[ScoredImage]) -> list[tuple[int, float]]:
+    return [(image.row, image.score) for image in images]
 
 
 @pytest.mark.parametrize(
@@ -36,70 +39,203 @@ def test_a_timeout_is_positive(timeout: float) -> None:
         Client("localhost:1", timeout=timeout)
 
 
-def test_nothing_listens(silent_address: str) -> None:
-    with Client(silent_address) as client, pytest.raises(UnavailableError) as caught:
-        client.indexes()
-    assert silent_address in str(caught.value)
-    assert caught.value.__cause__ is None
-    assert caught.value.__suppress_context__
+@pytest.mark.parametrize("proxy", ["http_proxy", "https_proxy", "grpc_proxy"])
+def test_no_proxy_is_asked(
+    synthetic_server: str, silent_address: str, proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(proxy, f"http://{silent_address}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("no_grpc_proxy", raising=False)
+    with Client(synthetic_server) as client:
+        assert [index.name for index in client.indexes()] == ["zoo"]
 
 
-def test_indexes_and_layers(server_address: str) -> None:
-    with Client(server_address) as client:
-        assert [index.name for index in client.indexes()] == ["canned"]
-        [layer] = client.index().layers
-    assert (layer.name, layer.tokens.height, layer.tokens.width) == (LAYER, 2, 3)
+def test_the_index_describes_itself(client: Client, synthetic: Synthetic) -> None:
+    index = client.index()
+    assert client.index("zoo") == index
+    assert (index.name, index.generation) == ("zoo", synthetic.generation)
+    assert (index.rows, index.valid_rows) == (70, 65)
+    assert (index.model.name, index.model.weights_source) == ("vit_synthetic.none", "random")
+    assert (index.model.input_height, index.model.input_width) == (48, 80)
+    assert [layer.name for layer in index.layers] == list(SHAPES)
+    for depth, layer in enumerate(index.layers):
+        shape = SHAPES[layer.name]
+        assert (layer.depth, layer.channels) == (depth, shape.channels)
+        assert layer.tokens.prefix == shape.prefix
+        assert (layer.tokens.height, layer.tokens.width) == (shape.height, shape.width)
+        assert layer.poolings == shape.poolings
+        assert layer.maps_per_channel == shape.kept
 
 
-def test_top_images_with_the_maps_that_are_kept(server_address: str) -> None:
-    with Client(server_address) as client:
-        top = client.top_images(LAYER, 3, k=3, maps=True)
-    assert [image.row for image in top.images] == [0, 1, 2]
-    assert [image.label for image in top.images] == ["class 0", "class 1", None]
-    assert top.maps is not None
-    assert_array_equal(top.maps.rows, [0, 1])
-    assert_array_equal(top.maps.channels, [3, 3])
-
-
-def test_patch_maps_come_in_order(server_address: str) -> None:
-    with Client(server_address) as client:
-        maps = client.patch_maps([(LAYER, 3, 1), (LAYER, 4, 0), ("blocks.0.mlp", 4, 0)])
-    assert [one.layer for one in maps] == [LAYER, "blocks.0.mlp"]
-    assert_array_equal(maps[0].rows, [1, 0])
-    assert_array_equal(maps[0].channels, [3, 4])
-
-
-def test_patch_map(server_address: str) -> None:
-    with Client(server_address) as client:
-        one = client.patch_map(LAYER, 3, np.int64(1))
-    assert (one.generation, one.layer, one.channel, one.row) == ("g7", LAYER, 3, 1)
-    assert_array_equal(one.values, np.array([[0, 1, 2], [3, 4, 5]], np.float16) + 0.125)
-
-
-def test_similar_images(server_address: str) -> None:
-    with Client(server_address) as client:
-        near = client.similar_images(LAYER, 2)
-    assert [image.row for image in near.images] == [0, 1, 3, 4]
-    assert (near.row, near.exact, near.recall_at_10) == (2, False, 0.5)
-
-
-def test_images(server_address: str) -> None:
-    with Client(server_address) as client:
-        first, second = client.images([5, 0])
-    assert (first.row, first.valid, first.invalid_reason, first.jpeg) == (
-        5,
-        False,
-        "truncated",
-        b"",
+def test_indexes_come_without_layers(client: Client) -> None:
+    [listed] = client.indexes()
+    whole = client.index()
+    assert listed.layers == ()
+    assert (listed.name, listed.generation, listed.model) == (
+        whole.name,
+        whole.generation,
+        whole.model,
     )
-    assert second.jpeg.startswith(b"\xff\xd8")
 
 
-def test_refusals_keep_the_servers_sentence(server_address: str) -> None:
-    with Client(server_address) as client:
-        with pytest.raises(NotFoundError, match="no layer 'x'"):
-            client.top_images("x", 0)
-        with pytest.raises(InvalidRequestError, match="k is 0; give 1 to 5"):
-            client.top_images(LAYER, 0, k=0)
-        with pytest.raises(NotKeptError, match="no map of 3"):
-            client.patch_map(LAYER, 0, 3)
+@pytest.mark.parametrize("layer", SHAPES)
+def test_top_images_with_the_maps_that_are_kept(
+    client: Client, synthetic: Synthetic, layer: str
+) -> None:
+    shape, maps = SHAPES[layer], truth.maps(synthetic, layer)
+    most = len(good_rows(synthetic))
+    for pooling in shape.poolings:
+        for channel in range(shape.channels):
+            expected = truth.best(synthetic, layer, channel, pooling)
+            for k in (1, min(shape.kept, most), most):
+                top = client.top_images(layer, channel, pooling=pooling, k=k, maps=True)
+                assert (top.generation, top.layer, top.channel, top.pooling) == (
+                    synthetic.generation,
+                    layer,
+                    channel,
+                    pooling,
+                )
+                assert pairs(top.images) == expected[:k]
+                rows = [row for row, _ in expected[: min(k, shape.kept)]]
+                assert top.maps is not None
+                assert top.maps.layer == layer
+                assert_array_equal(top.maps.rows, rows)
+                assert_array_equal(top.maps.channels, [channel] * len(rows))
+                assert_array_equal(top.maps.values, maps[rows, ..., channel])
+
+
+def test_top_images_bring_names_and_by_default_20_by_the_mean_without_maps(
+    client: Client, synthetic: Synthetic
+) -> None:
+    top = client.top_images(WIDE, np.int64(4))
+    assert (top.pooling, top.maps) == ("mean", None)
+    assert pairs(top.images) == truth.best(synthetic, WIDE, 4, "mean")[:20]
+    for image in top.images:
+        record = synthetic.records[image.row]
+        assert (image.key, image.label) == (record.key, record.label)
+    assert {image.label is None for image in top.images} == {True, False}
+
+
+@pytest.mark.parametrize("layer", SHAPES)
+def test_patch_map(client: Client, synthetic: Synthetic, layer: str) -> None:
+    shape, maps = SHAPES[layer], truth.maps(synthetic, layer)
+    for channel in range(0, shape.channels, 2):
+        row = max(truth.kept_rows(synthetic, layer, channel))
+        one = client.patch_map(layer, np.int32(channel), np.int64(row))
+        assert (one.generation, one.layer, one.channel, one.row) == (
+            synthetic.generation,
+            layer,
+            channel,
+            row,
+        )
+        assert one.values.dtype == np.float16
+        assert_array_equal(one.values, maps[row, ..., channel])
+
+
+def test_patch_maps_come_in_the_order_asked_for(client: Client, synthetic: Synthetic) -> None:
+    asked = [
+        (layer, channel, row)
+        for layer in (WIDE, WHOLE, PLAIN, WIDE)
+        for channel in (2, 0)
+        for row in sorted(truth.kept_rows(synthetic, layer, channel), key=lambda row: row % 7)
+    ]
+    answers = client.patch_maps(asked)
+    assert [maps.layer for maps in answers] == [WIDE, WHOLE, PLAIN, WIDE]
+    found = [
+        (maps.layer, channel, row)
+        for maps in answers
+        for channel, row in zip(maps.channels.tolist(), maps.rows.tolist(), strict=True)
+    ]
+    assert found == asked
+    for maps in answers:
+        assert maps.generation == synthetic.generation
+        dense = truth.maps(synthetic, maps.layer)
+        assert_array_equal(maps.values, dense[maps.rows, ..., maps.channels])
+
+
+@pytest.mark.parametrize("layer", SHAPES)
+def test_similar_images(client: Client, synthetic: Synthetic, layer: str) -> None:
+    good = good_rows(synthetic)
+    for row in good[::9]:
+        cosines = truth.cosines(synthetic, layer, row)
+        for k in (1, 10, len(good) - 1):
+            near = client.similar_images(layer, row, k=k)
+            assert (near.generation, near.layer, near.row) == (synthetic.generation, layer, row)
+            assert (near.exact, near.recall_at_10) == (True, 1.0)
+            rows = [image.row for image in near.images]
+            assert len(set(rows)) == len(rows) == k
+            assert not set(rows) & {row, *bad_rows(synthetic)}
+            assert pairs(near.images) == sorted(pairs(near.images), key=lambda p: (-p[1], p[0]))
+            found = np.array([image.score for image in near.images])
+            assert np.allclose(found, cosines[rows], atol=1e-5)
+            passed_over = [other for other in good if other != row and other not in rows]
+            assert cosines[passed_over].max(initial=-1) <= found[-1] + 1e-5
+
+
+def test_similar_images_bring_names_and_are_20_by_default(
+    client: Client, synthetic: Synthetic
+) -> None:
+    near = client.similar_images(WIDE, 3)
+    assert len(near.images) == 20
+    assert [image.row for image in near.images[:4]] == [9, 40, 41, 66]  # copies of row 3
+    for image in near.images:
+        record = synthetic.records[image.row]
+        assert (image.key, image.label) == (record.key, record.label)
+
+
+def test_images_are_the_stored_bytes_in_the_order_asked_for(
+    client: Client, synthetic: Synthetic
+) -> None:
+    rows = [69, 3, 0, 3, *range(70)] * 10
+    images = client.images(rows)
+    assert [image.row for image in images] == rows
+    for image in images:
+        record = synthetic.records[image.row]
+        assert image.generation == synthetic.generation
+        assert image.jpeg == synthetic.thumbnails[image.row]
+        assert (image.key, image.label) == (record.key, record.label)
+        assert image.valid == (image.row not in bad_rows(synthetic))
+        assert image.invalid_reason == record.reason
+    assert images[0].invalid_reason == "cannot identify image №69"
+
+
+def test_every_method_asks_the_index_that_is_named(
+    synthetic: Synthetic, pond: Synthetic, two_indexes: str
+) -> None:
+    with Client(two_indexes) as client:
+        listed = client.indexes()
+        assert {index.name: index.rows for index in listed} == {"zoo": 70, "пруд": 40}
+        for index in (synthetic, pond):
+            name = index.name
+            assert client.index(name).generation == index.generation
+            top = client.top_images(WIDE, 4, k=12, index=name)
+            assert pairs(top.images) == truth.best(index, WIDE, 4, "mean")[:12]
+            one = client.patch_map(WHOLE, 2, 7, index=name)
+            assert_array_equal(one.values, truth.maps(index, WHOLE)[7, ..., 2])
+            near = client.similar_images(WIDE, 5, k=3, index=name)
+            cosines = truth.cosines(index, WIDE, 5)
+            rows = [image.row for image in near.images]
+            assert np.allclose([image.score for image in near.images], cosines[rows], atol=1e-5)
+            [image] = client.images([33], index=name)
+            assert image.key == index.records[33].key
+            generations = {top.generation, one.generation, near.generation, image.generation}
+            assert generations == {index.generation}
+        assert client.images([33], index="zoo")[0].jpeg == synthetic.thumbnails[33]
+        assert client.images([33], index="пруд")[0].jpeg == b""
+
+
+def test_threads_share_a_client(client: Client, synthetic: Synthetic) -> None:
+    failures: list[int] = []
+
+    def ask(channel: int) -> None:
+        for k in (1, 9, 30):
+            top = client.top_images(PLAIN, channel, pooling="max", k=k)
+            if pairs(top.images) != truth.best(synthetic, PLAIN, channel, "max")[:k]:
+                failures.append(channel)
+
+    threads = [threading.Thread(target=ask, args=(channel,)) for channel in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures

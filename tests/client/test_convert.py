@@ -119,7 +119,7 @@ def test_patch_maps_are_row_major() -> None:
     assert_array_equal(maps.values[1], [[6, 7, 8], [9, 10, 11]])
 
 
-@pytest.mark.parametrize("field", ["values", "channels", "height"])
+@pytest.mark.parametrize("field", ["values", "channels", "height", "rows"])
 def test_patch_maps_of_the_wrong_size_are_refused(field: str) -> None:
     message = some_maps()
     message.ClearField(field)  # type: ignore[arg-type]
@@ -136,15 +136,25 @@ def test_an_odd_number_of_bytes_is_refused() -> None:
 
 def test_a_stream_is_joined_where_layer_and_grid_agree() -> None:
     parts = [some_maps(2), some_maps(0), some_maps(1, first=2), some_maps(1, "blocks.1.mlp")]
-    joined = convert.patch_maps_stream(map(reply, parts), expected=4)
+    asked = [("blocks.0.mlp", 7, np.int64(row)) for row in range(3)] + [("blocks.1.mlp", 7, 0)]
+    joined = convert.patch_maps_stream(map(reply, parts), asked)
     assert [maps.layer for maps in joined] == ["blocks.0.mlp", "blocks.1.mlp"]
     assert_array_equal(joined[0].rows, [0, 1, 2])
     assert_array_equal(joined[0].values[2], [[2, 3, 4], [5, 6, 7]])
 
 
 def test_a_stream_that_ends_early_is_refused() -> None:
+    asked = [("blocks.0.mlp", 7, row) for row in range(3)]
     with pytest.raises(ServerError, match="2 maps where 3 were asked for"):
-        convert.patch_maps_stream([reply(some_maps(2))], expected=3)
+        convert.patch_maps_stream([reply(some_maps(2))], asked)
+
+
+@pytest.mark.parametrize(
+    "asked", [("blocks.0.mlp", 7, 1), ("blocks.0.mlp", 6, 0), ("blocks.1.mlp", 7, 0)]
+)
+def test_maps_that_were_not_asked_for_are_refused(asked: tuple[str, int, int]) -> None:
+    with pytest.raises(ServerError, match="other maps than those asked for"):
+        convert.patch_maps_stream([reply(some_maps(1))], [asked])
 
 
 def test_images() -> None:
@@ -153,9 +163,11 @@ def test_images() -> None:
         images=[query_pb2.Image(row=4, key="b.jpg", valid=False, invalid_reason="empty")],
     )
     expected = Image("g1", 4, "b.jpg", None, valid=False, invalid_reason="empty", jpeg=b"")
-    assert convert.images_stream([message], expected=1) == [expected]
+    assert convert.images_stream([message], [np.int64(4)]) == [expected]
     with pytest.raises(ServerError, match="1 images where 2"):
-        convert.images_stream([message], expected=2)
+        convert.images_stream([message], [4, 4])
+    with pytest.raises(ServerError, match="other images than those asked for"):
+        convert.images_stream([message], [5])
 
 
 def test_requests_carry_what_was_asked() -> None:

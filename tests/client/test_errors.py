@@ -14,23 +14,23 @@ def test_every_status_that_is_not_ok_has_its_exception() -> None:
 
 @pytest.mark.parametrize("code", NOT_OK)
 @pytest.mark.parametrize("details", ["", "k is 0;\n give  1 to 5"])
-def test_every_status_becomes_one_line(code: grpc.StatusCode, details: str) -> None:
+def test_every_status_becomes_one_sentence(code: grpc.StatusCode, details: str) -> None:
     error = from_status(code, details, "127.0.0.1:1")
     assert type(error) is EXCEPTIONS[code]
-    assert str(error)
+    assert str(error).endswith(".")
     assert "\n" not in str(error)
 
 
 def test_a_refusal_keeps_the_servers_sentence() -> None:
-    error = from_status(grpc.StatusCode.INVALID_ARGUMENT, "k is 0; give 1 to 5", "127.0.0.1:1")
-    assert str(error) == "k is 0; give 1 to 5"
+    error = from_status(grpc.StatusCode.INVALID_ARGUMENT, "k is 0; give 1 to 5.", "127.0.0.1:1")
+    assert str(error) == "k is 0; give 1 to 5."
     assert error.exit_code == 2
 
 
 def test_silence_names_the_address_and_the_mend() -> None:
     error = from_status(grpc.StatusCode.UNAVAILABLE, "failed to connect", "10.0.0.1:9")
     assert "10.0.0.1:9" in str(error)
-    assert "vitscope serve INDEX --listen 10.0.0.1:9" in str(error)
+    assert "`vitscope serve INDEX --listen 10.0.0.1:9`" in str(error)
     assert error.exit_code == 5
 
 
@@ -50,7 +50,7 @@ def test_the_tree_in_the_docstring_names_every_exception() -> None:
 
 
 def test_an_rpc_error_without_a_status_is_converted_too() -> None:
-    with pytest.raises(errors.ServerError, match="no status"), rpc_errors("127.0.0.1:1"):
+    with pytest.raises(errors.ServerError, match=r"no status\.$"), rpc_errors("127.0.0.1:1"):
         raise grpc.RpcError("no status")
 
 

@@ -105,7 +105,7 @@ def test_values_above_top_are_as_hot_as_top() -> None:
 
 
 def test_a_sheet_grows_with_its_cells() -> None:
-    cells = [cell(one_hot(4, 4, 1, 1), flat())] * 7
+    cells = [cell(one_hot(4, 4, 1, 1), flat(160, 160))] * 7
     two, six, seven = (contact_sheet("t", cells[:n], columns=3) for n in (2, 6, 7))
     assert two.width < six.width == seven.width
     assert two.height < six.height < seven.height
@@ -116,6 +116,43 @@ def test_small_pictures_are_enlarged_and_large_ones_shrunk() -> None:
         contact_sheet("t", [cell(None, flat(side, side))]).height for side in (96, 192, 320, 900)
     ]
     assert heights[0] == heights[1] < heights[2] == heights[3]
+
+
+def test_many_pictures_are_shown_smaller() -> None:
+    photo = cell(one_hot(4, 4, 1, 1), flat(320, 320))
+    few, many = (contact_sheet("t", [photo] * n, columns=2) for n in (2, 24))
+    assert 160 * 4 < many.width < few.width
+    # A gallery counts the cells of all its sections.
+    apart = gallery_sheet([Section("t", [photo] * 12, columns=2)] * 2)
+    assert apart.width == many.width
+
+
+def test_24_photographs_make_a_file_of_moderate_size(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (24, 60, 60, 3), np.uint8)
+    photos = [np.asarray(Image.fromarray(one).resize((224, 224))) for one in coarse]
+    hot = rng.random((24, 14, 14)).astype(np.float16)
+    cells = [cell(patches, photo) for patches, photo in zip(hot, photos, strict=True)]
+    save_png(contact_sheet("t", cells), tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").stat().st_size < 2_000_000
+
+
+def test_saving_moves_colours_by_little_and_paper_not_at_all(tmp_path: Path) -> None:
+    shades = Image.fromarray(np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2))
+    save_png(shades, tmp_path / "shades.png")
+    with Image.open(tmp_path / "shades.png") as saved:
+        after = np.asarray(saved)[0, :, 0].astype(int)
+    assert np.abs(after - np.arange(256)).max() <= 2
+    assert (after[0], after[255]) == (0, 255)
+
+
+@pytest.mark.parametrize("value", [0.0, -2.5])
+def test_a_sheet_without_heat_has_no_scale(value: float) -> None:
+    cold = np.asarray(contact_sheet("t", [cell(np.full((4, 4), value, np.float16), flat())]))
+    hot = np.asarray(contact_sheet("t", [cell(one_hot(4, 4, 1, 1), flat())]))
+    header = slice(70, 110)
+    assert np.abs(warmth(cold[header])).max() < 10
+    assert warmth(hot[header]).max() > 60
 
 
 def test_the_scale_is_shared_by_the_cells() -> None:
@@ -156,8 +193,19 @@ def test_long_and_odd_captions_stay_on_the_sheet() -> None:
     plain = contact_sheet("t", [cell(None, flat())])
     drawn = contact_sheet("t" * 500, [long], note="n" * 500)
     assert drawn.width == plain.width
-    margin = np.asarray(drawn)[:, drawn.width - 30 :]
-    assert (margin == 255).all()
+    for sheet in (drawn, contact_sheet("t", [cell(one_hot(4, 4, 1, 1) / np.float16(7), flat())])):
+        margin = np.asarray(sheet)[:, sheet.width - 30 :]
+        assert (margin == 255).all()
+
+
+@pytest.mark.parametrize("count", [8, 13])
+def test_the_rows_of_a_sheet_are_filled_evenly(count: int) -> None:
+    cells = [cell(one_hot(4, 4, 1, 1), flat(224, 224))] * count
+    wide = contact_sheet("t", cells).width
+    columns = next(n for n in range(1, count + 1) if contact_sheet("t", cells, n).width == wide)
+    # With one column less it would take another row.
+    assert -(-count // (columns - 1)) > -(-count // columns)
+    assert wide <= 2000
 
 
 def test_a_gallery_stacks_its_sections() -> None:
@@ -209,10 +257,11 @@ def test_targets_that_cannot_be(tmp_path: Path) -> None:
         (tmp_path / "sheet.jpg", "must end in .png"),
         (tmp_path / "none" / "sheet.png", "does not exist"),
         (tmp_path / "folder.png", "is a folder"),
+        (tmp_path / f"{'x' * 300}.png", "File name too long"),
     ]:
         with pytest.raises(UsageError, match=sentence):
             png_target(str(name))
     with pytest.raises(UsageError, match="is not a folder"):
         folder_target(str(tmp_path / "file"))
-    with pytest.raises(UsageError, match="cannot make"):
+    with pytest.raises(UsageError, match="Cannot make"):
         folder_target(str(tmp_path / "none" / "deeper"))

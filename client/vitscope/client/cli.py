@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse, after its own message
         return _exit_code(stop)
     except KeyboardInterrupt:
-        return _complain("interrupted", INTERRUPTED)
+        return _complain("Interrupted.", INTERRUPTED)
     except BrokenPipeError:
         return _drop_output()
     except Exception as error:
@@ -107,7 +107,7 @@ def _run(point: EntryPoint, arguments: Sequence[str]) -> int:
         mend = _extra_for(missing, extra)
         if mend is None:
             raise
-        return _complain(f"{point.name} needs {missing}: pip install {mend}", 3)
+        return _complain(f"{point.name} needs {missing}; install it with {mend}.", 3)
 
 
 def _load(point: EntryPoint) -> Command:
@@ -115,12 +115,13 @@ def _load(point: EntryPoint) -> Command:
 
 
 def _extra_for(missing: str, extra: str | None) -> str | None:
-    """What to give pip for a library that is not there; None where that is a bug of ours."""
+    """How to get a library that is not there; None where that is a bug of ours."""
     if missing == "faiss":
-        return "'vitscope[faiss-cpu]' (or 'vitscope[faiss-gpu]' where there is a CUDA device)"
+        choice = "(or vitscope[faiss-gpu] where there is a CUDA device)"
+        return f"`pip install 'vitscope[faiss-cpu]'` {choice}"
     if missing not in _EXTRA_OF:
         return None
-    return f"'vitscope[{extra or _EXTRA_OF[missing]}]'"
+    return f"`pip install 'vitscope[{extra or _EXTRA_OF[missing]}]'`"
 
 
 def _overview(commands: Mapping[str, EntryPoint]) -> str:
@@ -142,10 +143,10 @@ def _summary(point: EntryPoint) -> str:
 
 def _unknown(name: str, names: Sequence[str]) -> str:
     if name.startswith("-"):
-        return f"there is no option {name} before the command; see vitscope --help"
+        return f"There is no option {name} before the command; see `vitscope --help`."
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else "see vitscope --help"
-    return f"there is no command {name!r}; {hint}"
+    hint = f"did you mean {' or '.join(close)}?" if close else "see `vitscope --help`."
+    return f"There is no command {name!r}; {hint}"
 
 
 def _complain(sentence: str, code: int) -> int:

@@ -121,7 +121,7 @@ class Client:
         request = convert.patch_maps_request(index, selectors)
         with rpc_errors(self._address):
             replies = list(self._stub.GetPatchMaps(request, timeout=self._timeout))
-        return convert.patch_maps_stream(replies, len(selectors))
+        return convert.patch_maps_stream(replies, selectors)
 
     def patch_map(
         self, layer: str, channel: SupportsIndex, row: SupportsIndex, *, index: str = ""
@@ -171,19 +171,19 @@ class Client:
         request = convert.images_request(index, rows)
         with rpc_errors(self._address):
             replies = list(self._stub.GetImages(request, timeout=self._timeout))
-        return convert.images_stream(replies, len(rows))
+        return convert.images_stream(replies, rows)
 
 
 def _checked_address(address: str) -> str:
     match = _ADDRESS.fullmatch(address)
     if match is None or not 1 <= int(match["port"]) <= 65535:
         raise UsageError(
-            f"{address!r} is not a server address; write HOST:PORT, such as 127.0.0.1:50051"
+            f"{address!r} is not a server address; write HOST:PORT, such as 127.0.0.1:50051."
         )
     return address
 
 
 def _checked_timeout(timeout: float) -> float:
     if not 0 < timeout < float("inf"):
-        raise UsageError(f"a timeout of {timeout} seconds cannot be; give a positive number")
+        raise UsageError(f"A timeout of {timeout} seconds cannot be; give a positive number.")
     return float(timeout)

@@ -30,7 +30,7 @@ def pooling_value(name: str) -> index_pb2.Pooling.ValueType:
         return POOLINGS[name]
     except KeyError:
         choices = ", ".join(POOLINGS)
-        raise UsageError(f"pooling {name!r} is not known; choose one of {choices}") from None
+        raise UsageError(f"Pooling {name!r} is not known; choose one of {choices}.") from None
 
 
 def index_request(index: str) -> query_pb2.GetIndexRequest:
@@ -91,7 +91,7 @@ def _whole(name: str, value: SupportsIndex, *, bits: int) -> int:
     number = operator.index(value)
     limit = 1 << (bits - 1)
     if not -limit <= number < limit:
-        raise UsageError(f"{name} {number} is out of range: it does not fit in {bits} bits")
+        raise UsageError(f"{name} {number} is out of range: it does not fit in {bits} bits.")
     return number
 
 
@@ -99,7 +99,7 @@ def _text(name: str, value: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise UsageError(f"{name} {value!r} is not text that UTF-8 can carry") from None
+        raise UsageError(f"{name} {value!r} is not text that UTF-8 can carry.") from None
     return value
 
 
@@ -178,11 +178,15 @@ def scored_image(message: query_pb2.ScoredImage) -> results.ScoredImage:
 
 def patch_maps(message: query_pb2.PatchMaps, generation: str) -> results.PatchMaps:
     count, height, width = len(message.rows), message.height, message.width
-    expected = count * height * width * 2
-    if len(message.channels) != count or len(message.values) != expected:
+    consistent = (
+        min(height, width) >= (1 if count else 0)
+        and len(message.channels) == count
+        and len(message.values) == count * height * width * 2
+    )
+    if not consistent:
         raise ServerError(
-            f"the server's reply is inconsistent: {count} rows, {len(message.channels)} channels "
-            f"and {len(message.values)} bytes for maps of {height} x {width} patches"
+            f"The server's reply is inconsistent: {count} rows, {len(message.channels)} channels "
+            f"and {len(message.values)} bytes for maps of {height} x {width} patches."
         )
     values = np.frombuffer(message.values, "<f2").astype(np.float16, copy=False)
     return results.PatchMaps(
@@ -195,16 +199,24 @@ def patch_maps(message: query_pb2.PatchMaps, generation: str) -> results.PatchMa
 
 
 def patch_maps_stream(
-    messages: Iterable[query_pb2.GetPatchMapsResponse], expected: int
+    messages: Iterable[query_pb2.GetPatchMapsResponse], selectors: Iterable[Selector]
 ) -> list[results.PatchMaps]:
-    """The maps of a stream in its order; neighbours of one layer and grid become one result."""
+    """The maps asked for, in that order; neighbours of one layer and grid become one result."""
     parts = [patch_maps(message.maps, message.generation) for message in messages]
     filled = [part for part in parts if len(part.rows)]
     joined = [
         _joined(list(group))
         for _, group in groupby(filled, lambda part: (part.layer, part.values.shape[1:]))
     ]
-    _require_all("maps", sum(len(maps.rows) for maps in joined), expected)
+    got = [
+        (maps.layer, channel, row)
+        for maps in joined
+        for channel, row in zip(maps.channels.tolist(), maps.rows.tolist(), strict=True)
+    ]
+    asked = [
+        (layer, operator.index(channel), operator.index(row)) for layer, channel, row in selectors
+    ]
+    _require_asked("maps", got, asked)
     return joined
 
 
@@ -221,11 +233,11 @@ def _joined(parts: Sequence[results.PatchMaps]) -> results.PatchMaps:
 
 
 def images_stream(
-    messages: Iterable[query_pb2.GetImagesResponse], expected: int
+    messages: Iterable[query_pb2.GetImagesResponse], rows: Iterable[SupportsIndex]
 ) -> list[results.Image]:
-    """The images of a stream in its order."""
+    """The images asked for, in that order."""
     images = [image(one, message.generation) for message in messages for one in message.images]
-    _require_all("images", len(images), expected)
+    _require_asked("images", [one.row for one in images], list(map(operator.index, rows)))
     return images
 
 
@@ -241,6 +253,8 @@ def image(message: query_pb2.Image, generation: str) -> results.Image:
     )
 
 
-def _require_all(what: str, got: int, expected: int) -> None:
-    if got != expected:
-        raise ServerError(f"the server sent {got} {what} where {expected} were asked for")
+def _require_asked(what: str, got: Sequence[object], asked: Sequence[object]) -> None:
+    if len(got) != len(asked):
+        raise ServerError(f"The server sent {len(got)} {what} where {len(asked)} were asked for.")
+    if got != asked:
+        raise ServerError(f"The server sent other {what} than those asked for.")

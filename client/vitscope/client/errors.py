@@ -117,27 +117,33 @@ EXCEPTIONS: dict[grpc.StatusCode, type[VitscopeError]] = {
 # What is said in place of, or around, the text that came with the status.
 _SENTENCES: dict[type[VitscopeError], Callable[[str, str], str]] = {
     UnavailableError: lambda address, _: (
-        f"no vitscope server answers at {address}; "
-        f"start one with: vitscope serve INDEX --listen {address}"
+        f"No vitscope server answers at {address}; "
+        f"start one with `vitscope serve INDEX --listen {address}`."
     ),
     DeadlineError: lambda address, _: (
-        f"the server at {address} did not answer in time; allow more with a longer timeout"
+        f"The server at {address} did not answer in time; allow more with a longer timeout."
     ),
     UnsupportedError: lambda address, _: (
-        f"the server at {address} does not know this question: "
-        "it is older than this client, or no vitscope server"
+        f"The server at {address} does not know this question: "
+        "it is older than this client, or no vitscope server."
     ),
-    CancelledError: lambda address, _: f"the call to {address} was cancelled before its answer",
-    ServerError: lambda address, details: f"the server at {address} failed: {details}",
+    CancelledError: lambda address, _: f"The call to {address} was cancelled before its answer.",
+    ServerError: lambda address, details: f"The server at {address} failed: {details}",
 }
 
 
 def from_status(code: grpc.StatusCode, details: str, address: str) -> VitscopeError:
     """The exception for a status that is not OK, with one sentence."""
     kind = EXCEPTIONS[code]
-    details = " ".join(details.split()) or f"it gave the status {code.name} and no reason"
+    details = _sentence(details) or f"Status {code.name} came without a reason."
     sentence = _SENTENCES.get(kind)
     return kind(sentence(address, details) if sentence else details)
+
+
+def _sentence(text: str) -> str:
+    """`text` on one line, with a full stop where it ends in nothing; servers may be of any make."""
+    line = " ".join(text.split())
+    return line if line.endswith((".", "!", "?")) or not line else f"{line}."
 
 
 @contextmanager
@@ -147,5 +153,5 @@ def rpc_errors(address: str) -> Iterator[None]:
         yield
     except grpc.RpcError as error:
         if not isinstance(error, grpc.Call):
-            raise ServerError(f"the call to {address} failed: {error}") from None
+            raise ServerError(_sentence(f"The call to {address} failed: {error}")) from None
         raise from_status(error.code(), error.details() or "", address) from None

@@ -8,24 +8,28 @@ from vitscope.client.errors import UsageError
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to `path` whole or not at all, over what was there."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".vitscope.{os.getpid()}.partial")
     try:
         partial.write_bytes(data)
         partial.replace(path)
     except OSError as error:
+        raise UsageError(f"Cannot write {path}: {error.strerror}.") from None
+    finally:
         partial.unlink(missing_ok=True)
-        raise UsageError(f"cannot write {path}: {error.strerror}") from None
 
 
 def png_target(name: str) -> Path:
     """`name` as a PNG file that can be written, or the reason why not."""
     path = Path(name)
     if path.suffix.lower() != ".png":
-        raise UsageError(f"--png writes PNG files: {name} must end in .png")
-    if not path.parent.is_dir():
-        raise UsageError(f"the folder of {name} does not exist; make {path.parent} first")
-    if path.is_dir():
-        raise UsageError(f"{name} is a folder; name a file for --png")
+        raise UsageError(f"--png writes PNG files; {name!r} must end in .png.")
+    try:
+        if not path.parent.is_dir():
+            raise UsageError(f"The folder of {name} does not exist; make {path.parent} first.")
+        if path.is_dir():
+            raise UsageError(f"{name} is a folder; name a file for --png.")
+    except OSError as error:  # such as a name that is too long
+        raise UsageError(f"Cannot write {name}: {error.strerror}.") from None
     return path
 
 
@@ -35,7 +39,7 @@ def folder_target(name: str) -> Path:
     try:
         path.mkdir(exist_ok=True)
     except FileExistsError:
-        raise UsageError(f"{name} is not a folder; name one for --out") from None
+        raise UsageError(f"{name} is not a folder; name one for --out.") from None
     except OSError as error:
-        raise UsageError(f"cannot make the folder {name}: {error.strerror}") from None
+        raise UsageError(f"Cannot make the folder {name}: {error.strerror}.") from None
     return path

@@ -126,4 +126,4 @@ def display_name(image: ScoredImage | Image) -> str:
 
 
 def report_written(path: Path) -> None:
-    print(f"wrote {path}", file=sys.stderr)
+    print(f"Wrote {path}.", file=sys.stderr)

@@ -45,4 +45,4 @@ def layer_and_channel(text: str) -> tuple[str, int]:
             return layer, int(channel)
     except ValueError:
         pass
-    raise UsageError(f"--show {text!r} is not LAYER:CHANNEL; write it like blocks.5.mlp:7")
+    raise UsageError(f"--show {text!r} is not LAYER:CHANNEL; write it like blocks.5.mlp:7.")

@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         _common.print_json({"indexes": [asdict(index) for index in indexes]})
     else:
-        print("\n\n".join(map(description, indexes)) or "the server holds no index")
+        print("\n\n".join(map(description, indexes)) or "The server holds no index.")
     return 0
 
 

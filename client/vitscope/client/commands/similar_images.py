@@ -39,5 +39,7 @@ def run(args: argparse.Namespace) -> int:
     _common.print_ranking(near.images)
     if not near.exact:
         share = f"{near.recall_at_10:.1%}"
-        print(f"approximate: finds {share} of the true ten nearest", file=sys.stderr)
+        print(
+            f"The search is approximate: it finds {share} of the true ten nearest.", file=sys.stderr
+        )
     return 0

@@ -1,7 +1,7 @@
 """A patch map laid over its picture.
 
-Cold patches leave the picture dimmed and greyer, so that hot ones stand out; the hotter a patch,
-the more of the heat colour covers it.
+The picture becomes a dimmed grey, so that every colour is heat and means the same on all pictures;
+the hotter a patch, the more of the heat colour covers it.
 """
 
 import numpy as np
@@ -16,10 +16,9 @@ _HEAT = np.array(
 )
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
-_COLD_COLOUR = 0.45  # share of its colour that the picture keeps where the map is cold
-_COLD_LIGHT = 0.62  # and of its light
-_HOT_COVER = 0.78  # share of the heat colour in the hottest patch
-_COVER_POWER = 0.7  # below 1, middling activations show more
+_COLD_LIGHT = 0.55  # share of its light that the picture keeps where the map is cold
+_HOT_COVER = 0.85  # share of the heat colour in the hottest patch
+_COVER_POWER = 0.9  # below 1, middling activations show more
 
 
 def heat(share: ArrayLike) -> NDArray[np.float32]:
@@ -39,12 +38,9 @@ def overlay(picture: NDArray[np.uint8], patch_map: ArrayLike, *, top: float) -> 
     """
     height, width = picture.shape[:2]
     share = _stretched(_shares(np.asarray(patch_map, np.float32), top), height, width)[..., None]
-    pixels = picture.astype(np.float32)
-    grey = (pixels @ _LUMA)[..., None]
-    cold = _COLD_LIGHT * (grey + _COLD_COLOUR * (pixels - grey))
-    base = cold + share * (pixels - cold)  # [H, W, 3]
+    cold = _COLD_LIGHT * (picture.astype(np.float32) @ _LUMA)[..., None]  # [H, W, 1]
     cover = _HOT_COVER * share**_COVER_POWER  # [H, W, 1]
-    mixed = base + cover * (heat(share[..., 0]) - base)
+    mixed = cold + cover * (heat(share[..., 0]) - cold)  # [H, W, 3]
     return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
 
 

@@ -21,6 +21,7 @@ BAR_WIDTH, BAR_HEIGHT = 200, 12
 MIN_WIDTH = 720  # room for a title over few cells
 FULL_WIDTH = 2000  # what a sheet fills where its columns are not given
 SMALLEST_TILE, LARGEST_TILE = 160, 320  # of a picture's shorter and longer side, in pixels
+AREA = 1_250_000  # of all pictures of a sheet, in pixels; beyond it they shrink to SMALLEST_TILE
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +61,7 @@ class _Grid:
     rows: int
     paired: bool
     header: int
+    largest: int  # longer side of a picture
 
     @property
     def cell_width(self) -> int:
@@ -101,12 +103,13 @@ def contact_sheet(
     The hottest activation of all the cells is the hottest colour of every overlay; the scale
     under the title says which it is. `note`, `columns` and `maps` are as in `Section`.
     """
-    return _drawn(Section(title, cells, note, columns, maps))
+    return gallery_sheet([Section(title, cells, note, columns, maps)])
 
 
 def gallery_sheet(sections: Sequence[Section]) -> Image.Image:
     """Contact sheets one under the other, each with its own scale."""
-    sheets = [_drawn(section) for section in sections]
+    largest = _largest_tile(sections)
+    sheets = [_drawn(section, largest) for section in sections]
     width = max(sheet.width for sheet in sheets)
     gallery = Image.new("RGB", (width, sum(sheet.height for sheet in sheets)), PAPER)
     draw, top = ImageDraw.Draw(gallery), 0
@@ -118,8 +121,14 @@ def gallery_sheet(sections: Sequence[Section]) -> Image.Image:
     return gallery
 
 
-def _drawn(section: Section) -> Image.Image:
-    grid = _grid(section)
+def _largest_tile(sections: Sequence[Section]) -> int:
+    """Longer side of a picture, so that many of them still make a file of moderate size."""
+    pictures = sum(len(section.cells) * (2 if section.maps else 1) for section in sections)
+    return min(LARGEST_TILE, max(SMALLEST_TILE, math.isqrt(AREA // max(1, pictures))))
+
+
+def _drawn(section: Section, largest: int) -> Image.Image:
+    grid = _grid(section, largest)
     top = _hottest(section.cells)
     sheet = Image.new("RGB", (grid.width, grid.height), PAPER)
     _draw_header(sheet, section, top)
@@ -128,29 +137,35 @@ def _drawn(section: Section) -> Image.Image:
     return sheet
 
 
-def _grid(section: Section) -> _Grid:
-    tile = _tile(section.cells)
+def _grid(section: Section, largest: int) -> _Grid:
+    tile = _tile(section.cells, largest)
     step = tile[0] * (2 if section.maps else 1) + CELL_GAP_X
-    columns = section.columns or (FULL_WIDTH - 2 * MARGIN) // step
+    columns = section.columns or _even(len(section.cells), (FULL_WIDTH - 2 * MARGIN) // step)
     columns = max(1, min(columns, len(section.cells)))
     header = 36 + (22 if section.note else 0) + (28 if section.maps else 0) + 14
     rows = math.ceil(len(section.cells) / columns)
-    return _Grid(tile, columns, rows, section.maps, header)
+    return _Grid(tile, columns, rows, section.maps, header, largest)
 
 
-def _tile(cells: Sequence[Cell]) -> tuple[int, int]:
+def _even(cells: int, most: int) -> int:
+    """Columns that fill the rows of a sheet evenly, at most `most`: 4 for 8 cells where 5 fit."""
+    rows = math.ceil(cells / max(1, most))
+    return math.ceil(cells / max(1, rows))
+
+
+def _tile(cells: Sequence[Cell], largest: int) -> tuple[int, int]:
     """Width and height that hold every picture of the sheet, as shown."""
-    sizes = [_shown_size(cell.picture) for cell in cells if cell.picture is not None]
+    sizes = [_shown_size(cell.picture, largest) for cell in cells if cell.picture is not None]
     if not sizes:
         return SMALLEST_TILE, SMALLEST_TILE
     return max(width for width, _ in sizes), max(height for _, height in sizes)
 
 
-def _shown_size(picture: NDArray[np.uint8]) -> tuple[int, int]:
+def _shown_size(picture: NDArray[np.uint8], largest: int) -> tuple[int, int]:
     """Width and height: small pictures whole times larger, large ones shrunk."""
     height, width = picture.shape[:2]
     factor: float = max(1, math.ceil(SMALLEST_TILE / min(height, width)))
-    factor = min(factor, LARGEST_TILE / max(height, width))
+    factor = min(factor, largest / max(height, width))
     return max(1, round(width * factor)), max(1, round(height * factor))
 
 
@@ -158,7 +173,7 @@ def _hottest(cells: Sequence[Cell]) -> float:
     """The largest finite activation of the sheet; 0 where there is none above it."""
     maps = [cell.patch_map for cell in cells if cell.patch_map is not None]
     finite = [float(values.max()) for one in maps if (values := one[np.isfinite(one)]).size]
-    return max(finite, default=0.0)
+    return max([0.0, *finite])
 
 
 def _draw_header(sheet: Image.Image, section: Section, top: float) -> None:
@@ -175,6 +190,9 @@ def _draw_header(sheet: Image.Image, section: Section, top: float) -> None:
 
 def _draw_scale(sheet: Image.Image, draw: ImageDraw.ImageDraw, y: int, top: float) -> None:
     """The heat colours as the overlays mix them, over a middle grey, from 0 to `top`."""
+    if top <= 0:
+        _write(draw, (MARGIN, y - 3), "no activation above 0: every overlay is cold", 14, QUIET)
+        return
     grey = np.full((BAR_HEIGHT, BAR_WIDTH, 3), 128, np.uint8)
     ramp = np.linspace(0.0, 1.0, BAR_WIDTH, dtype=np.float32)[None].repeat(BAR_HEIGHT, axis=0)
     x = MARGIN + _width("0", 14) + 8
@@ -183,14 +201,15 @@ def _draw_scale(sheet: Image.Image, draw: ImageDraw.ImageDraw, y: int, top: floa
     x += BAR_WIDTH + 8
     _write(draw, (x, y - 3), f"{top:.4g}", 14, INK)
     x += _width(f"{top:.4g}", 14) + 18
-    _write(draw, (x, y - 3), "activation, one scale for all overlays of this channel", 14, QUIET)
+    room = sheet.width - MARGIN - x
+    _write(draw, (x, y - 3), "activation on one scale; 0 and less is cold", 14, QUIET, room)
 
 
 def _draw_cell(
     sheet: Image.Image, cell: Cell, grid: _Grid, corner: tuple[int, int], top: float
 ) -> None:
     draw, (x, y) = ImageDraw.Draw(sheet), corner
-    shown = None if cell.picture is None else _resized(cell.picture)
+    shown = None if cell.picture is None else _resized(cell.picture, grid.largest)
     if shown is None:
         _draw_blank(draw, corner, grid.tile, "no thumbnail")
         # The overlay then lies on plain grey.
@@ -211,8 +230,8 @@ def _draw_cell(
     _write(draw, (x, y + LINE), detail, 14, QUIET, grid.cell_width)
 
 
-def _resized(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    size = _shown_size(picture)
+def _resized(picture: NDArray[np.uint8], largest: int) -> NDArray[np.uint8]:
+    size = _shown_size(picture, largest)
     return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
 
 

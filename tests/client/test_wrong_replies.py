@@ -1,0 +1,182 @@
+"""Replies that a right server cannot give; all else is tested against the real server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import pytest
+
+from vitscope.client import Client, ServerError, UnsupportedError
+from vitscope.client.cli import main
+from vitscope.client.errors import EXCEPTIONS
+from vitscope.v1 import query_pb2, service_pb2_grpc
+
+Captured = pytest.CaptureFixture[str]
+LAYER = "blocks.1.mlp"
+
+
+class WrongService(service_pb2_grpc.ActivationServiceServicer):
+    """Gives the replies it was made with, whatever is asked, then the status.
+
+    Only for what vitscope's server never sends: short streams, maps of the wrong length, images
+    not asked for, values of a later protocol, no index, an approximate search (its indexes are
+    exact so far), and statuses that it does not use.
+    """
+
+    def __init__(self, replies: tuple[Any, ...], status: grpc.StatusCode, details: str) -> None:
+        self._replies, self._status, self._details = replies, status, details
+
+    def _stream(self, _: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        yield from self._replies
+        if self._status is not grpc.StatusCode.OK:
+            context.abort(self._status, self._details)
+
+    def _single(self, request: Any, context: grpc.ServicerContext) -> Any:
+        return next(self._stream(request, context))
+
+    ListIndexes = GetIndex = TopImages = SimilarImages = _single
+    # mypy takes a stream's type for asyncio's too.
+    GetPatchMaps = GetImages = _stream  # type: ignore[assignment]
+
+
+Wrong = Callable[..., str]
+
+
+@pytest.fixture
+def wrong() -> Iterator[Wrong]:
+    """Starts a server with wrong replies and gives its address."""
+    servers = []
+
+    def start(
+        *replies: Any, status: grpc.StatusCode = grpc.StatusCode.OK, details: str = ""
+    ) -> str:
+        server = grpc.server(ThreadPoolExecutor(1))
+        service = WrongService(replies, status, details)
+        service_pb2_grpc.add_ActivationServiceServicer_to_server(service, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        servers.append(server)
+        return f"127.0.0.1:{port}"
+
+    yield start
+    for server in servers:
+        server.stop(None).wait()
+
+
+def some_maps(count: int, **fields: Any) -> query_pb2.PatchMaps:
+    """Maps of 2 x 3 patches, all zeros, unless `fields` say otherwise."""
+    right: dict[str, Any] = {
+        "layer": LAYER,
+        "rows": range(count),
+        "channels": [7] * count,
+        "height": 2,
+        "width": 3,
+        "values": bytes(count * 12),
+    }
+    return query_pb2.PatchMaps(**right | fields)
+
+
+def streamed(maps: query_pb2.PatchMaps) -> query_pb2.GetPatchMapsResponse:
+    return query_pb2.GetPatchMapsResponse(generation="g1", maps=maps)
+
+
+@pytest.mark.parametrize("counts", [[], [1], [2, 0], [2, 2]])
+def test_a_stream_of_another_number_of_maps(wrong: Wrong, counts: list[int]) -> None:
+    address = wrong(*(streamed(some_maps(count)) for count in counts))
+    sentence = f"The server sent {sum(counts)} maps where 3 were asked for."
+    with Client(address) as client, pytest.raises(ServerError, match=sentence):
+        client.patch_maps([(LAYER, 7, row) for row in range(3)])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"values": bytes(11)},
+        {"values": bytes(24)},
+        {"values": b""},
+        {"channels": []},
+        {"height": 0},
+        {"width": -3, "height": -2},
+        {"height": 3},
+        {"height": 0, "values": b""},
+    ],
+)
+def test_maps_of_another_length(wrong: Wrong, fields: dict[str, Any]) -> None:
+    maps = some_maps(1, **fields)
+    with Client(wrong(streamed(maps))) as client, pytest.raises(ServerError, match="inconsistent"):
+        client.patch_map(LAYER, 7, 0)
+    top = query_pb2.TopImagesResponse(generation="g1", maps=maps)
+    with Client(wrong(top)) as client, pytest.raises(ServerError, match="inconsistent"):
+        client.top_images(LAYER, 7, maps=True)
+
+
+def test_too_few_images(wrong: Wrong) -> None:
+    address = wrong(query_pb2.GetImagesResponse(images=[query_pb2.Image(row=1)]))
+    with Client(address) as client:
+        with pytest.raises(ServerError, match="1 images where 2"):
+            client.images([1, 2])
+        with pytest.raises(ServerError, match="other images"):
+            client.images([2])
+
+
+def test_a_stream_that_breaks_off_gives_nothing(wrong: Wrong) -> None:
+    address = wrong(streamed(some_maps(1)), status=grpc.StatusCode.INTERNAL, details="oh no")
+    with Client(address) as client, pytest.raises(ServerError, match="oh no"):
+        client.patch_maps([(LAYER, 7, 0), (LAYER, 7, 1)])
+
+
+@pytest.mark.parametrize("code", list(EXCEPTIONS), ids=lambda code: str(code.name))
+@pytest.mark.parametrize("details", ["", "Something is amiss", "Two\nlines."])
+def test_every_status_is_one_sentence(
+    wrong: Wrong, code: grpc.StatusCode, details: str, capsys: Captured
+) -> None:
+    address = wrong(status=code, details=details)
+    with Client(address) as client, pytest.raises(EXCEPTIONS[code]) as caught:
+        client.images([1])
+    assert main(["images", "--row", "1", "--server", address]) == caught.value.exit_code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == f"vitscope: {caught.value}\n"
+    assert captured.err.endswith(".\n")
+    assert captured.err.count("\n") == 1
+
+
+def test_a_grpc_server_that_is_not_vitscope() -> None:
+    server = grpc.server(ThreadPoolExecutor(1))
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    with Client(address) as client, pytest.raises(UnsupportedError, match="no vitscope server"):
+        client.indexes()
+    server.stop(None).wait()
+
+
+def test_a_pooling_of_a_later_protocol_is_readable(wrong: Wrong) -> None:
+    pooling: Any = 9
+    with Client(wrong(query_pb2.TopImagesResponse(pooling=pooling))) as client:
+        assert client.top_images(LAYER, 7).pooling == "unknown(9)"
+
+
+def test_a_server_without_an_index(wrong: Wrong, capsys: Captured) -> None:
+    address = wrong(query_pb2.ListIndexesResponse())
+    assert main(["layers", "--server", address]) == 0
+    assert capsys.readouterr().out == "The server holds no index.\n"
+
+
+def test_an_approximate_search_is_said_to_be_one(wrong: Wrong, capsys: Captured) -> None:
+    near = query_pb2.SimilarImagesResponse(
+        generation="g1",
+        images=[query_pb2.ScoredImage(row=5, key="a.jpg", score=0.5)],
+        exact=False,
+        recall_at_10=0.5,
+    )
+    line = ["similar-images", "--layer", LAYER, "--row", "2", "--server", wrong(near)]
+    assert main(line) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "The search is approximate: it finds 50.0% of the true ten nearest.\n"
+    assert main([*line, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["exact"], answer["recall_at_10"]) == (False, 0.5)
