@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from synthetic import ServerProcess, Synthetic, build
+
+# The same examples every time where nobody looks on; new ones on a person's machine.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 Serve = Callable[..., ServerProcess]
 

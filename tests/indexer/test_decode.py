@@ -69,6 +69,7 @@ def test_bad_bytes_give_a_reason(transform: Any, name: str) -> None:
     assert len(found.sha256) == 64
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_decompression_bomb_is_refused(transform: Any) -> None:
     bomb = encoded(Image.new("1", (10_000, 10_000)), "PNG")
     found = Decoder(transform.transforms, 64)(bomb)
