@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -86,9 +87,12 @@ def _frame(root: ElementTree.Element) -> Frame | None:
 def _number(element: ElementTree.Element, name: str) -> float:
     text = element.findtext(name)
     try:
-        return float(text or "")
+        number = float(text or "")
     except ValueError:
-        raise ValueError(f"{name} is {text!r} instead of a number") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is {text!r} instead of a number")
+    return number
 
 
 def _annotations(folder: Path) -> dict[str, str]:
