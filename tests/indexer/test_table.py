@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -154,6 +155,26 @@ def test_damaged_parquet_is_refused(tmp_path: Path, cut: int) -> None:
     with pytest.raises(SourceError, match="cannot be read as Parquet") as caught:
         open_source(path)
     assert str(caught.value).endswith(".")
+
+
+def test_flipped_bits_give_rows_or_an_error(tmp_path: Path) -> None:
+    columns: dict[str, list[Any]] = {
+        "path": ["a.jpg", "b.jpg"],
+        "boxes": [[[1, 2, 3, 4]], []],
+        "label": ["x", None],
+    }
+    path = write_parquet(tmp_path / "list.parquet", columns)
+    whole = path.read_bytes()
+    chance = np.random.default_rng(1)
+    for place in chance.integers(0, len(whole), 200).tolist():
+        data = bytearray(whole)
+        data[place] ^= 1 << int(chance.integers(8))
+        path.write_bytes(data)
+        try:
+            rows = open_source(path).rows
+        except SourceError:
+            continue
+        assert 0 < len(rows) <= 2
 
 
 BOX = st.tuples(*[st.integers(-500, 500)] * 2, *[st.integers(1, 400)] * 2).map(

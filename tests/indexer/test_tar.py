@@ -124,13 +124,16 @@ def test_a_hostile_archive_gives_an_index_with_invalid_rows(
     files = [(f"{n}.jpg", jpeg(noise(n))) for n in range(3)] + files
     data = tar_bytes(files) + b"junk behind the end"
     (tmp_path / "a.tar").write_bytes(data)
+    (tmp_path / "b.tar").write_bytes(data[:900])
     line = ["index", "--model", "test_vit", "--random-weights", "--img-size", "64"]
     out = tmp_path / "index"
-    assert main([*line, "--data", str(tmp_path / "a.tar"), "--out", str(out)]) == 0
-    said = capsys.readouterr().out
+    assert main([*line, "--data", str(tmp_path / "*.tar"), "--out", str(out)]) == 0
+    said, errors = capsys.readouterr()
+    assert "b.tar is not a whole archive (it is cut off after 900 bytes); the 1 pictures" in errors
+    assert "b.tar/0.jpg: the file cannot be read (it is cut off by the end of" in said
     assert "the file cannot be read (it is a link in its archive)" in said
     generation = open_generation(out)
-    assert generation.rows.valid.tolist() == [True] * 3 + [False] * len(HOSTILE)
+    assert generation.rows.valid.tolist() == [True] * 3 + [False] * (len(HOSTILE) + 1)
 
 
 def test_a_link_is_no_label(tmp_path: Path) -> None:

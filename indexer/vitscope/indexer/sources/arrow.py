@@ -17,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from vitscope.indexer.errors import SourceError
-from vitscope.indexer.sources.lazy import pyarrow
+from vitscope.indexer.sources.lazy import first_line, pyarrow
 from vitscope.indexer.sources.rows import RowListBuilder, Source
 from vitscope.indexer.sources.texts import utf8
 
 STATE, INFO, SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,46 +108,62 @@ def _batches(folder: Path) -> Iterator[Any]:
     files = state.get("_data_files")
     for file in files if isinstance(files, list) else []:
         path = folder / _plain(folder, _mapping(file).get("filename"))
-        try:
-            yield from (
-                pyarrow("ipc").open_stream(pyarrow().memory_map(str(path))).read_all().to_batches()
-            )
-        except (OSError, ValueError) as error:
-            raise SourceError(
-                f"{path} cannot be read as an Arrow file ({_first(error)})."
-            ) from None
+        yield from _read_stream(path).to_batches()
+
+
+def _read_stream(path: Path) -> Any:
+    """One data file as a memory-mapped Arrow table."""
+    try:
+        mapped = pyarrow().memory_map(str(path))
+        table = pyarrow("ipc").open_stream(mapped).read_all()
+        for field in table.schema:
+            _field_names(field)
+        # Arrow takes a file that was cut between two batches for a whole one.
+        mapped.seek(max(0, mapped.size() - len(_END_OF_STREAM)))
+        if mapped.read() != _END_OF_STREAM:
+            raise ValueError("it is cut off")
+    except (OSError, ValueError, pyarrow().ArrowException) as error:
+        raise SourceError(
+            f"{path} cannot be read as an Arrow file ({first_line(error)})."
+        ) from None
+    return table
+
+
+def _field_names(field: Any) -> list[str]:
+    """A column's name and those of its parts; raises UnicodeDecodeError where one is damaged."""
+    parts = field.type if pyarrow("types").is_struct(field.type) else ()
+    return [field.name, *(part.name for part in parts)]
 
 
 def _column(folder: Path, batch: Any, name: str) -> Any:
-    if name not in batch.schema.names:
-        raise SourceError(f"The data files of {folder} have no column {name!r}.")
+    if batch.schema.names.count(name) != 1:
+        count = batch.schema.names.count(name) or "no"
+        raise SourceError(f"The data files of {folder} have {count} columns called {name!r}.")
     column = batch.column(name)
     try:
         # A damaged offset would be followed out of the file.
         column.validate(full=True)
-    except ValueError as error:
-        raise SourceError(f"Column {name!r} of {folder} is damaged ({_first(error)}).") from None
+    except pyarrow().ArrowException as error:
+        raise SourceError(
+            f"Column {name!r} of {folder} is damaged ({first_line(error)})."
+        ) from None
     return column
 
 
 def _pictures(folder: Path, batch: Any, name: str) -> tuple[Any, list[str | None]]:
     """The encoded pictures of a record batch as an Arrow array, and their paths."""
     column, types = _column(folder, batch, name), pyarrow("types")
-    fields = (
-        {field.name: field.type for field in column.type} if types.is_struct(column.type) else {}
-    )
-    kind = fields.get("bytes")
-    if kind is None or not (types.is_binary(kind) or types.is_large_binary(kind)):
+    parts = {}
+    if types.is_struct(column.type):
+        # Flattening makes the parts of a missing picture missing, too.
+        names = [field.name for field in column.type]
+        parts = dict(zip(names, column.flatten(), strict=True))
+    data, paths = parts.get("bytes"), parts.get("path")
+    if data is None or not (types.is_binary(data.type) or types.is_large_binary(data.type)):
         raise SourceError(f"Column {name!r} of {folder} does not hold encoded pictures.")
-    # Flattening makes the parts of a missing picture missing, too.
-    parts = dict(zip(fields, column.flatten(), strict=True))
-    paths = parts["path"].to_pylist() if "path" in parts else [None] * len(column)
-    return parts["bytes"], paths
-
-
-def _first(error: Exception) -> str:
-    """The first line of a library's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    if paths is None or not (types.is_string(paths.type) or types.is_large_string(paths.type)):
+        return data, [None] * len(data)
+    return data, paths.to_pylist()
 
 
 def _image_column(folder: Path, features: Mapping[str, Any]) -> str:

@@ -17,3 +17,8 @@ def pyarrow(module: str = "") -> Any:
             "Parquet lists and Hugging Face data sets need pyarrow; "
             "install it with `pip install 'vitscope[arrow]'`."
         ) from None
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a library's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

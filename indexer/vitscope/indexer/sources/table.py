@@ -23,7 +23,7 @@ from vitscope.indexer.sources.boxlist import (
     make_box,
 )
 from vitscope.indexer.sources.files import file_size, read_file
-from vitscope.indexer.sources.lazy import pyarrow
+from vitscope.indexer.sources.lazy import first_line, pyarrow
 from vitscope.indexer.sources.rows import RowListBuilder, Source
 
 _CORNERS = ("x0", "y0", "x1", "y1")
@@ -181,6 +181,5 @@ def _parquet_lines(path: Path) -> Iterator[_Line]:
             for cells in batch.to_pylist():
                 number += 1
                 yield number, cells
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise SourceError(f"{path} cannot be read as Parquet ({reason}).") from None
+    except (OSError, ValueError, KeyError, pyarrow().ArrowException) as error:
+        raise SourceError(f"{path} cannot be read as Parquet ({first_line(error)}).") from None
