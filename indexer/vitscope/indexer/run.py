@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from vitscope.indexer.model import DTYPES, LoadedModel, Weights, load_model
 from vitscope.indexer.plan import Plan
 from vitscope.indexer.progress import Progress
 from vitscope.indexer.reduce import LayerReduction
-from vitscope.indexer.source import ImageFolder, open_folder
+from vitscope.indexer.sources import Source, open_source
 from vitscope.indexer.unit import Worker
 from vitscope.indexer.work import Work, check_output
 from vitscope.store.manifest import LayerRecord, ModelRecord
@@ -34,7 +35,11 @@ class Options:
     weights: Weights = field(default_factory=Weights)
     img_size: int | None = None
     limit: int | None = None
-    """Index the first so many images of the sorted list only."""
+    """Index the first so many images of the list only."""
+    split: str | None = None
+    """Which split of a Hugging Face data set; None where it has one only."""
+    boxes: Path | None = None
+    """Folder of PASCAL VOC annotations, as ImageNet has them."""
     top_k: int = 32
     batch_size: int = 32
     unit_rows: int = 1024
@@ -54,7 +59,11 @@ def index(options: Options) -> str:
     """
     _check(options)
     check_output(options.out)
-    source = open_folder(options.data, limit=options.limit)
+    source = open_source(
+        options.data, limit=options.limit, split=options.split, boxes=options.boxes
+    )
+    for notice in source.notices:
+        print(notice, file=sys.stderr)
     device = _device(options.device)
     model = load_model(
         options.model,
@@ -78,7 +87,7 @@ def index(options: Options) -> str:
 
 def _run_units(
     work: Work,
-    source: ImageFolder,
+    source: Source,
     model: LoadedModel,
     layers: list[CapturedLayer],
     device: str,
@@ -108,7 +117,7 @@ def _run_units(
 
 
 def _plan(
-    options: Options, source: ImageFolder, model: LoadedModel, layers: list[CapturedLayer]
+    options: Options, source: Source, model: LoadedModel, layers: list[CapturedLayer]
 ) -> Plan:
     rows = len(source.rows)
     record = ModelRecord(
@@ -135,7 +144,7 @@ def _plan(
             for depth, layer in enumerate(layers)
         ),
         rows=rows,
-        rows_sha256=source.digest(),
+        rows_sha256=source.rows.digest(),
         batch_size=options.batch_size,
         unit_rows=min(options.unit_rows, rows),
         thumbnail_size=options.thumbnail_size,

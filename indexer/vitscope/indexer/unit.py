@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -16,7 +16,7 @@ from vitscope.indexer.model import LoadedModel
 from vitscope.indexer.plan import Unit
 from vitscope.indexer.progress import Progress
 from vitscope.indexer.reduce import LayerReduction
-from vitscope.indexer.source import ImageFolder
+from vitscope.indexer.sources import Source
 from vitscope.indexer.work import Work
 from vitscope.store import layout
 from vitscope.store.arrays import create_array
@@ -29,7 +29,7 @@ _BATCHES_AHEAD = 2
 class Worker:
     """Runs units one after the other; its running top-K carries over from unit to unit."""
 
-    source: ImageFolder
+    source: Source
     decoder: Decoder
     model: LoadedModel
     layers: Sequence[CapturedLayer]
@@ -54,7 +54,7 @@ class Worker:
         for start, batch in self._batches(unit):
             self._forward(batch, start, start - unit.start)
             # Pixels are not needed again, and a unit of them would fill the memory.
-            pictures += [Picture(None, p.thumbnail, p.sha256, p.reason) for p in batch]
+            pictures += [replace(picture, pixels=None) for picture in batch]
             self.progress.advance(len(batch))
         self._write(unit, pictures)
 
@@ -110,8 +110,9 @@ class Worker:
         self.work.finish_unit(unit, records, [p.thumbnail for p in pictures], saturated)
 
 
-def _record(source: ImageFolder, row: int, picture: Picture) -> RowRecord:
+def _record(source: Source, row: int, picture: Picture) -> RowRecord:
     listed = source.rows[row]
+    boxes = listed.boxes
     return RowRecord(
         row=row,
         key=listed.key,
@@ -120,4 +121,5 @@ def _record(source: ImageFolder, row: int, picture: Picture) -> RowRecord:
         reason=picture.reason,
         bytes=listed.bytes,
         sha256=picture.sha256,
+        boxes=boxes.boxes if picture.reason else boxes.in_pixels(*picture.size),
     )

@@ -70,7 +70,9 @@ class Generation:
         self.name = path.name
         """Its name, which every answer carries."""
         self.manifest = _read_manifest(path)
-        self.rows = RowTable(layout.rows_path(path), self._open)
+        # A lost array must not read as a picture without boxes: the manifest knows.
+        has_boxes = layout.BOX_EDGES in self.manifest.files
+        self.rows = RowTable(layout.rows_path(path), self._open, has_boxes=has_boxes)
         self._layers = {layer.name: layer for layer in self.manifest.layers}
         # Caches of this object, so that they go when it goes.
         self._array: Callable[[str, str], Array] = cache(self._open_of_layer)

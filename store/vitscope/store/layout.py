@@ -21,6 +21,8 @@ GENERATIONS = "generations"
 WORK = "building"
 MANIFEST = "manifest.json"
 ARRAYS = "arrays.zarr"
+BOX_EDGES = f"{ARRAYS}/rows/box_edge/zarr.json"
+"""Metadata of an array that is there where any row has a box."""
 
 # Channels that share an inner chunk of scores: one channel over 1,024 rows is 2 KB, too little
 # to read or check at once.

@@ -93,7 +93,7 @@ class Manifest:
     rows: int
     valid_rows: int
     rows_sha256: str
-    """Digest of the frozen row list: keys, byte lengths and labels."""
+    """Digest of the frozen row list: keys, labels, byte lengths and boxes."""
     batch_size: int
     """Rows per forward pass; matrix products may round differently at another size."""
     unit_rows: int
