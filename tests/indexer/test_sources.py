@@ -23,6 +23,8 @@ from vitscope.indexer.sources import SourceRow, open_source
 from vitscope.indexer.sources.boxlist import RowBoxes, make_box
 from vitscope.indexer.sources.rows import RowListBuilder
 from vitscope.indexer.sources.texts import utf8
+from vitscope.store import layout
+from vitscope.store.arrays import open_array
 from vitscope.store.boxes import Box
 from vitscope.store.generation import Generation, open_generation
 from vitscope.store.manifest import Pooling
@@ -80,9 +82,9 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_rows_have_the_bytes_and_labels_of_the_pictures(tmp_path: Path, layout: Layout) -> None:
-    source = open_source(layout(tmp_path, shuffled()))
+@pytest.mark.parametrize("arrange", LAYOUTS)
+def test_rows_have_the_bytes_and_labels_of_the_pictures(tmp_path: Path, arrange: Layout) -> None:
+    source = open_source(arrange(tmp_path, shuffled()))
     found = {
         sha256(source.read(row)): (listed.label, listed.bytes)
         for row, listed in enumerate(source.rows)
@@ -92,9 +94,9 @@ def test_rows_have_the_bytes_and_labels_of_the_pictures(tmp_path: Path, layout: 
     assert source.notices == ()
 
 
-@pytest.mark.parametrize("layout", WITH_BOXES)
-def test_rows_have_the_boxes_of_the_pictures(tmp_path: Path, layout: Layout) -> None:
-    source = open_source(layout(tmp_path, ITEMS))
+@pytest.mark.parametrize("arrange", WITH_BOXES)
+def test_rows_have_the_boxes_of_the_pictures(tmp_path: Path, arrange: Layout) -> None:
+    source = open_source(arrange(tmp_path, ITEMS))
     found = {
         sha256(source.read(row)): tuple(box.corners for box in listed.boxes.boxes)
         for row, listed in enumerate(source.rows)
@@ -102,9 +104,9 @@ def test_rows_have_the_boxes_of_the_pictures(tmp_path: Path, layout: Layout) -> 
     assert found == {sha256(item.data): item.boxes for item in ITEMS}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_limit_takes_the_first(tmp_path: Path, layout: Layout) -> None:
-    path = layout(tmp_path, ITEMS)
+@pytest.mark.parametrize("arrange", LAYOUTS)
+def test_limit_takes_the_first(tmp_path: Path, arrange: Layout) -> None:
+    path = arrange(tmp_path, ITEMS)
     whole = list(open_source(path).rows)
     for limit in (1, 9, 100):
         source = open_source(path, limit=limit)
@@ -112,20 +114,20 @@ def test_limit_takes_the_first(tmp_path: Path, layout: Layout) -> None:
         assert len(source.read(len(source.rows) - 1)) == source.rows[-1].bytes
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_digest_is_that_of_the_list(tmp_path: Path, layout: Layout) -> None:
+@pytest.mark.parametrize("arrange", LAYOUTS)
+def test_the_digest_is_that_of_the_list(tmp_path: Path, arrange: Layout) -> None:
     first, again, other = (tmp_path / name for name in ("first", "again", "other"))
     changed = [*ITEMS[:-1], Item(ITEMS[-1].name, b"shorter", ITEMS[-1].label)]
     digests = [
-        open_source(layout(root, items)).rows.digest()
+        open_source(arrange(root, items)).rows.digest()
         for root, items in ((first, ITEMS), (again, ITEMS), (other, changed))
     ]
     assert digests[0] == digests[1] != digests[2]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_many_threads_read_the_right_bytes(tmp_path: Path, layout: Layout) -> None:
-    source = open_source(layout(tmp_path, ITEMS))
+@pytest.mark.parametrize("arrange", LAYOUTS)
+def test_many_threads_read_the_right_bytes(tmp_path: Path, arrange: Layout) -> None:
+    source = open_source(arrange(tmp_path, ITEMS))
     alone = [source.read(row) for row in range(len(ITEMS))]
     rows = np.random.default_rng(0).integers(0, len(ITEMS), 600).tolist()
     with ThreadPoolExecutor(8) as pool:
@@ -154,7 +156,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return index(root, root, root / "pictures")
 
 
-@pytest.fixture(scope="module", params=LAYOUTS, ids=lambda layout: layout.__name__)
+@pytest.fixture(scope="module", params=LAYOUTS, ids=lambda arrange: arrange.__name__)
 def pair(
     plain: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Pair:
@@ -174,13 +176,15 @@ def index(weights: Path, root: Path, data: Path) -> Path:
 
 
 def test_the_same_pictures_have_the_same_scores(pair: Pair) -> None:
+    order = pair.order
     assert pair.plain.manifest.valid_rows == len(ITEMS) == pair.other.manifest.valid_rows
     for layer in pair.plain.manifest.layers:
         for pooling in layer.poolings:
-            for channel in range(layer.channels):
-                mine = pair.plain.scores(layer.name, pooling, channel)
-                other = pair.other.scores(layer.name, pooling, channel)
-                assert np.array_equal(mine, other[pair.order], equal_nan=True)
+            mine, other = (
+                open_array(layout.layer_path(path, layer.name) / layout.scores_name(pooling)).read()
+                for path in (pair.plain.path, pair.other.path)
+            )
+            assert np.array_equal(mine, other[:, order], equal_nan=True)
 
 
 def test_the_same_pictures_have_the_same_records(pair: Pair) -> None:
