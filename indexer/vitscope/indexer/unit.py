@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -12,6 +12,7 @@ import torch
 
 from vitscope.indexer.capture import CapturedLayer, capture
 from vitscope.indexer.decode import Decoder, Picture
+from vitscope.indexer.dense import DenseWriter
 from vitscope.indexer.model import LoadedModel
 from vitscope.indexer.plan import Unit
 from vitscope.indexer.progress import Progress
@@ -34,6 +35,8 @@ class Worker:
     model: LoadedModel
     layers: Sequence[CapturedLayer]
     reductions: Sequence[LayerReduction]
+    dense: Mapping[int, DenseWriter]
+    """By number of the layer, where all its activations are kept."""
     work: Work
     device: str
     progress: Progress
@@ -50,6 +53,8 @@ class Worker:
         """Index the images of `unit` and leave its receipt."""
         for reduction in self.reductions:
             reduction.start_unit(unit.stop - unit.start)
+        for writer in self.dense.values():
+            writer.start_unit(unit.start)
         pictures: list[Picture] = []
         for start, batch in self._batches(unit):
             self._forward(batch, start, start - unit.start)
@@ -86,20 +91,28 @@ class Worker:
 
         def sink(number: int, activation: torch.Tensor) -> None:
             self.reductions[number].update(activation, rows, valid, offset)
+            if number in self.dense:
+                self.dense[number].add(activation, valid)
 
         with torch.inference_mode(), capture(self.model.module, self.layers, sink):
             self.model.module(pixels.to(self.device, self.model.dtype))
 
     def _write(self, unit: Unit, pictures: Sequence[Picture]) -> None:
         plan = self.work.plan
+        for writer in self.dense.values():
+            writer.flush()
         for reduction in self.reductions:
             layer = reduction.layer
             group = layout.layer_path(self.work.staged, layer.name)
             for pooling in layer.poolings:
+                scores = reduction.scores(pooling)
+                mine = slice(unit.start, unit.stop)
                 spec = layout.scores_spec(layer, plan.rows, plan.unit_rows)
-                array = create_array(group / layout.scores_name(pooling), spec)
-                every = slice(None)
-                array.write(reduction.scores(pooling), every, slice(unit.start, unit.stop))
+                by_channel = create_array(group / layout.scores_name(pooling), spec)
+                by_channel.write(scores, slice(None), mine)
+                spec = layout.row_scores_spec(layer, plan.rows, plan.unit_rows)
+                by_row = create_array(group / layout.row_scores_name(pooling), spec)
+                by_row.write(np.ascontiguousarray(scores.T), mine)
                 found = reduction.candidates(pooling, unit.start, unit.stop)
                 self.work.write_candidates(unit, layer, pooling, found)
         records = [

@@ -34,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, metavar="INDEX", help="folder to make the index in")
     add("--limit", type=int, metavar="N", help="only the first N pictures")
     add("--top-k", type=int, default=32, metavar="K", help="maps kept per channel (default 32)")
+    add(
+        "--retain-all",
+        default="",
+        metavar="LAYERS",
+        help="keep all activations of these layers, comma-separated, or `all`",
+    )
     add("--batch-size", type=int, default=32, metavar="B", help="pictures a forward (default 32)")
     add("--unit-rows", type=int, default=1024, metavar="U", help="pictures a unit (default 1024)")
     add("--dtype", default="float32", help="float32 (default), bfloat16 or float16")
@@ -65,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
             split=args.split,
             boxes=args.boxes,
             top_k=args.top_k,
+            retain_all=tuple(name for name in args.retain_all.split(",") if name),
             batch_size=args.batch_size,
             unit_rows=args.unit_rows,
             dtype=args.dtype,
