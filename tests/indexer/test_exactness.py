@@ -12,6 +12,7 @@ from pictures import BAD, write_pictures
 
 from vitscope.indexer.model import Weights
 from vitscope.indexer.run import Options, index
+from vitscope.store.errors import NotKeptError
 from vitscope.store.generation import Generation, open_generation
 
 ROWS, BATCH, UNIT, K = 45, 8, 16, 7
@@ -51,6 +52,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
             top_k=K,
             batch_size=BATCH,
             unit_rows=UNIT,
+            retain_all=("blocks.1.mlp",),
         )
     )
     # Batches start anew with every unit.
@@ -94,6 +96,49 @@ def test_top_images_and_their_maps(run: Run) -> None:
                 assert np.array_equal(kept, maps[rows, :, :, channel])
 
 
+def test_all_channels_of_an_image(run: Run) -> None:
+    for layer in run.generation.manifest.layers:
+        for pooling in layer.poolings:
+            expected = oracle.pooled(run.truth[layer.name], run.prefix, pooling)
+            for row in range(ROWS):
+                found = run.generation.image_scores(layer.name, pooling, row)
+                assert np.array_equal(found, expected[row])
+
+
+def test_a_layer_with_everything_kept(run: Run) -> None:
+    layer = "blocks.1.mlp"
+    truth = run.truth[layer].astype(np.float16)
+    for row in range(ROWS):
+        found = run.generation.activations(layer, row, slice(None))
+        assert np.array_equal(found, truth[row].T)
+    some = np.array([40, 3, 17])
+    assert np.array_equal(run.generation.activations(layer, some, 5), truth[some, :, 5])
+    with pytest.raises(NotKeptError, match=r"does not keep all activations of blocks\.0\.mlp"):
+        run.generation.activations("blocks.0.mlp", 0, 0)
+
+
+def test_statistics_of_channels(run: Run) -> None:
+    for layer in run.generation.manifest.layers:
+        for pooling in layer.poolings:
+            scores = oracle.pooled(run.truth[layer.name], run.prefix, pooling).astype(np.float64)
+            found = run.generation.statistics(layer.name, pooling)
+            np.testing.assert_allclose(found.mean, scores.mean(axis=0), rtol=1e-12)
+            np.testing.assert_allclose(found.variance, scores.var(axis=0), rtol=1e-9)
+            assert np.array_equal(found.active, (scores > 0).sum(axis=0) / ROWS)
+            ordered = np.sort(scores, axis=0)
+            # The smallest score that at least the given share of images does not exceed.
+            places = [0, 0, 2, 11, 22, 33, 42, 44, 44]
+            assert np.array_equal(found.quantiles, ordered[places].T.astype(np.float16))
+
+
+def test_correlation_of_channels(run: Run) -> None:
+    layer = run.generation.manifest.layers[-1]
+    scores = oracle.pooled(run.truth[layer.name], run.prefix, "mean").astype(np.float64)
+    expected = np.corrcoef(scores.T)
+    found = np.stack([run.generation.correlation(layer.name, c) for c in range(layer.channels)])
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_cls_is_pooled_only_where_there_is_one(run: Run) -> None:
     has_cls = "cls" in run.generation.manifest.layers[0].tokens.prefix
     for layer in run.generation.manifest.layers:
@@ -129,6 +174,7 @@ def test_bad_files_change_nothing_for_the_others(tmp_path: Path) -> None:
             weights=Weights(checkpoint),
             batch_size=8,
             top_k=4,
+            retain_all=("all",),
         )
         index(options)
         generations.append(open_generation(out))
@@ -142,7 +188,15 @@ def test_bad_files_change_nothing_for_the_others(tmp_path: Path) -> None:
         assert record.sha256
         assert second.rows.thumbnail(row) == b""
     for layer in first.manifest.layers:
+        for row in bad:
+            assert np.isnan(second.image_scores(layer.name, "mean", row)).all()
+            assert np.isnan(second.activations(layer.name, row, slice(None))).all()
         for pooling in layer.poolings:
+            statistics = second.statistics(layer.name, pooling)
+            stacked = [first.image_scores(layer.name, pooling, row) for row in good]
+            wide = np.stack(stacked).astype(np.float64)
+            np.testing.assert_allclose(statistics.mean, wide.mean(axis=0), rtol=1e-12)
+            assert np.array_equal(statistics.quantiles[:, 0], wide.min(axis=0))
             for channel in range(layer.channels):
                 found = second.scores(layer.name, pooling, channel)
                 assert np.array_equal(found[good], first.scores(layer.name, pooling, channel)[good])

@@ -151,6 +151,7 @@ WRONG = [
     (["--model", "test_vit", "--top-k", "0"], "--top-k must be at least 1"),
     (["--model", "test_vit", "--batch-size", "0"], "--batch-size"),
     (["--model", "test_vit", "--batch-size", "5"], "multiple of"),
+    (["--model", "test_vit", "--retain-all", "blocks.9.mlp"], "is no layer of the model"),
     (["--model", "test_vit", "--limit", "0"], "--limit"),
     (["--model", "test_vit", "--thumbnail-size", "-1"], "--thumbnail-size"),
     (["--model", "test_vit", "--dtype", "int8"], "--dtype must be one of"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vitscope.indexer.errors import SourceError
-from vitscope.indexer.source import open_folder
+from vitscope.indexer.sources.folder import open_folder
 
 
 def touch(path: Path, data: bytes = b"x") -> None:
@@ -44,10 +44,10 @@ def test_limit_takes_the_first(tmp_path: Path) -> None:
 
 def test_the_digest_tells_lists_apart(tmp_path: Path) -> None:
     touch(tmp_path / "a" / "1.jpg")
-    before = open_folder(tmp_path).digest()
-    assert open_folder(tmp_path).digest() == before
+    before = open_folder(tmp_path).rows.digest()
+    assert open_folder(tmp_path).rows.digest() == before
     touch(tmp_path / "a" / "1.jpg", b"longer")
-    assert open_folder(tmp_path).digest() != before
+    assert open_folder(tmp_path).rows.digest() != before
 
 
 def test_a_dangling_link_keeps_its_row(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from synthetic import Synthetic
 
 from vitscope.store import arrays
 from vitscope.store.arrays import open_array
+from vitscope.store.boxes import Box
 from vitscope.store.errors import DamagedIndexError
 from vitscope.store.rows import NO_LABEL, RowRecord, RowTable, ThumbnailWriter, write_rows
 
@@ -20,6 +21,9 @@ TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
 DIGEST = st.just("") | st.binary(min_size=32, max_size=32).map(bytes.hex).filter(
     lambda digest: digest.strip("0") != ""
 )
+
+SINGLE = st.floats(width=32, allow_nan=False, allow_infinity=False)
+BOXES = st.lists(st.builds(Box, st.none() | TEXT, SINGLE, SINGLE, SINGLE, SINGLE), max_size=3)
 
 
 @st.composite
@@ -34,6 +38,7 @@ def tables(draw: st.DrawFn) -> list[RowRecord]:
             reason=draw(TEXT),
             bytes=draw(st.integers(0, 2**62)),
             sha256=draw(DIGEST),
+            boxes=tuple(draw(BOXES)),
         )
         for row in range(count)
     ]
@@ -53,6 +58,7 @@ def test_records_come_back(records: list[RowRecord]) -> None:
         for row, record in enumerate(records):
             assert (table.key(row), table.label(row)) == (record.key, record.label)
             assert (table.labels[row] == NO_LABEL) == (record.label is None)
+            assert table.boxes(row) == record.boxes
 
 
 def test_the_synthetic_table(synthetic: Synthetic) -> None:

@@ -33,6 +33,8 @@ class Picture:
     """Digest of the file's bytes."""
     reason: str
     """Why the image is invalid; empty where it is valid."""
+    size: tuple[int, int] = (0, 0)
+    """Width and height of the source image; zeros where it is invalid."""
 
 
 class Decoder:
@@ -53,7 +55,7 @@ class Decoder:
         except Exception as error:
             return Picture(None, b"", digest, _reason(data, error))
         view, pixels = self._transform(image)
-        return Picture(pixels, self._thumbnail(view), digest, "")
+        return Picture(pixels, self._thumbnail(view), digest, "", image.size)
 
     def _transform(self, image: Image.Image) -> tuple[Image.Image, torch.Tensor]:
         value: Any = image

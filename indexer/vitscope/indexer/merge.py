@@ -17,6 +17,7 @@ from vitscope.store.manifest import LayerRecord, Manifest, Pooling
 from vitscope.store.publish import publish
 from vitscope.store.ranking import sortable
 from vitscope.store.rows import RowRecord, ThumbnailWriter, write_rows
+from vitscope.store.statistics import write_correlation, write_statistics
 
 
 def merge(work: Work) -> str:
@@ -30,6 +31,8 @@ def merge(work: Work) -> str:
             _merge_top(work, layer, pooling)
     records = _merge_rows(work)
     valid = np.array([record.row for record in records if record.valid], np.int64)
+    for layer in plan.layers:
+        _add_statistics(work, layer, valid)
     recall = {layer.name: _build_neighbours(work, layer, valid) for layer in plan.layers}
     manifest = Manifest(
         model=plan.model,
@@ -103,6 +106,15 @@ def _merge_rows(work: Work) -> Sequence[RowRecord]:
             writer.append(work.thumbnails(unit))
         writer.close()
     return records
+
+
+def _add_statistics(work: Work, layer: LayerRecord, valid: npt.NDArray[np.int64]) -> None:
+    group = layout.layer_path(work.staged, layer.name)
+    for pooling in layer.poolings:
+        write_statistics(group, layer, pooling, valid)
+    mask = np.zeros(work.plan.rows, np.bool_)
+    mask[valid] = True
+    write_correlation(group, layer, work.plan.unit_rows, mask)
 
 
 def _build_neighbours(work: Work, layer: LayerRecord, valid: npt.NDArray[np.int64]) -> float:

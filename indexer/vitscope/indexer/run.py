@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,15 +12,18 @@ import torch
 
 from vitscope.indexer.capture import CapturedLayer, find_layers
 from vitscope.indexer.decode import Decoder
+from vitscope.indexer.dense import DenseWriter
 from vitscope.indexer.errors import IndexingError, OutputError
 from vitscope.indexer.merge import merge
 from vitscope.indexer.model import DTYPES, LoadedModel, Weights, load_model
 from vitscope.indexer.plan import Plan
 from vitscope.indexer.progress import Progress
 from vitscope.indexer.reduce import LayerReduction
-from vitscope.indexer.source import ImageFolder, open_folder
+from vitscope.indexer.sources import Source, open_source
 from vitscope.indexer.unit import Worker
 from vitscope.indexer.work import Work, check_output
+from vitscope.store import layout
+from vitscope.store.arrays import create_array
 from vitscope.store.manifest import LayerRecord, ModelRecord
 from vitscope.store.publish import complete_publication
 
@@ -34,8 +38,14 @@ class Options:
     weights: Weights = field(default_factory=Weights)
     img_size: int | None = None
     limit: int | None = None
-    """Index the first so many images of the sorted list only."""
+    """Index the first so many images of the list only."""
+    split: str | None = None
+    """Which split of a Hugging Face data set; None where it has one only."""
+    boxes: Path | None = None
+    """Folder of PASCAL VOC annotations, as ImageNet has them."""
     top_k: int = 32
+    retain_all: tuple[str, ...] = ()
+    """Layers of which all activations are kept; `all` means every layer."""
     batch_size: int = 32
     unit_rows: int = 1024
     dtype: str = "float32"
@@ -54,7 +64,11 @@ def index(options: Options) -> str:
     """
     _check(options)
     check_output(options.out)
-    source = open_folder(options.data, limit=options.limit)
+    source = open_source(
+        options.data, limit=options.limit, split=options.split, boxes=options.boxes
+    )
+    for notice in source.notices:
+        print(notice, file=sys.stderr)
     device = _device(options.device)
     model = load_model(
         options.model,
@@ -78,7 +92,7 @@ def index(options: Options) -> str:
 
 def _run_units(
     work: Work,
-    source: ImageFolder,
+    source: Source,
     model: LoadedModel,
     layers: list[CapturedLayer],
     device: str,
@@ -94,6 +108,7 @@ def _run_units(
             model=model,
             layers=layers,
             reductions=[LayerReduction(layer, device) for layer in plan.layers],
+            dense=_dense_writers(work),
             work=work,
             device=device,
             progress=progress,
@@ -107,10 +122,34 @@ def _run_units(
     progress.finish()
 
 
+def _dense_writers(work: Work) -> dict[int, DenseWriter]:
+    """A writer for each layer of which everything is kept, by the layer's number."""
+    plan = work.plan
+    writers = {}
+    for number, layer in enumerate(plan.layers):
+        if layer.dense:
+            spec = layout.activations_spec(layer, plan.rows, plan.unit_rows)
+            path = layout.layer_path(work.staged, layer.name) / layout.ACTIVATIONS
+            writers[number] = DenseWriter(layer, create_array(path, spec), spec.shard[0])
+    return writers
+
+
+def _dense_names(asked: tuple[str, ...], layers: list[CapturedLayer]) -> set[str]:
+    names = {layer.name for layer in layers}
+    unknown = [name for name in asked if name not in names and name != "all"]
+    if unknown:
+        raise IndexingError(
+            f"--retain-all names {unknown[0]!r}, which is no layer of the model; "
+            f"they are {layers[0].name} to {layers[-1].name}."
+        )
+    return names if "all" in asked else set(asked)
+
+
 def _plan(
-    options: Options, source: ImageFolder, model: LoadedModel, layers: list[CapturedLayer]
+    options: Options, source: Source, model: LoadedModel, layers: list[CapturedLayer]
 ) -> Plan:
     rows = len(source.rows)
+    dense = _dense_names(options.retain_all, layers)
     record = ModelRecord(
         name=model.name,
         weights_source=model.weights_source,
@@ -131,11 +170,12 @@ def _plan(
                 tokens=layer.tokens,
                 poolings=layer.tokens.poolings,
                 top_k=min(options.top_k, rows),
+                dense=layer.name in dense,
             )
             for depth, layer in enumerate(layers)
         ),
         rows=rows,
-        rows_sha256=source.digest(),
+        rows_sha256=source.rows.digest(),
         batch_size=options.batch_size,
         unit_rows=min(options.unit_rows, rows),
         thumbnail_size=options.thumbnail_size,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -12,11 +12,12 @@ import torch
 
 from vitscope.indexer.capture import CapturedLayer, capture
 from vitscope.indexer.decode import Decoder, Picture
+from vitscope.indexer.dense import DenseWriter
 from vitscope.indexer.model import LoadedModel
 from vitscope.indexer.plan import Unit
 from vitscope.indexer.progress import Progress
 from vitscope.indexer.reduce import LayerReduction
-from vitscope.indexer.source import ImageFolder
+from vitscope.indexer.sources import Source
 from vitscope.indexer.work import Work
 from vitscope.store import layout
 from vitscope.store.arrays import create_array
@@ -29,11 +30,13 @@ _BATCHES_AHEAD = 2
 class Worker:
     """Runs units one after the other; its running top-K carries over from unit to unit."""
 
-    source: ImageFolder
+    source: Source
     decoder: Decoder
     model: LoadedModel
     layers: Sequence[CapturedLayer]
     reductions: Sequence[LayerReduction]
+    dense: Mapping[int, DenseWriter]
+    """By number of the layer, where all its activations are kept."""
     work: Work
     device: str
     progress: Progress
@@ -50,11 +53,13 @@ class Worker:
         """Index the images of `unit` and leave its receipt."""
         for reduction in self.reductions:
             reduction.start_unit(unit.stop - unit.start)
+        for writer in self.dense.values():
+            writer.start_unit(unit.start)
         pictures: list[Picture] = []
         for start, batch in self._batches(unit):
             self._forward(batch, start, start - unit.start)
             # Pixels are not needed again, and a unit of them would fill the memory.
-            pictures += [Picture(None, p.thumbnail, p.sha256, p.reason) for p in batch]
+            pictures += [replace(picture, pixels=None) for picture in batch]
             self.progress.advance(len(batch))
         self._write(unit, pictures)
 
@@ -86,20 +91,28 @@ class Worker:
 
         def sink(number: int, activation: torch.Tensor) -> None:
             self.reductions[number].update(activation, rows, valid, offset)
+            if number in self.dense:
+                self.dense[number].add(activation, valid)
 
         with torch.inference_mode(), capture(self.model.module, self.layers, sink):
             self.model.module(pixels.to(self.device, self.model.dtype))
 
     def _write(self, unit: Unit, pictures: Sequence[Picture]) -> None:
         plan = self.work.plan
+        for writer in self.dense.values():
+            writer.flush()
         for reduction in self.reductions:
             layer = reduction.layer
             group = layout.layer_path(self.work.staged, layer.name)
             for pooling in layer.poolings:
+                scores = reduction.scores(pooling)
+                mine = slice(unit.start, unit.stop)
                 spec = layout.scores_spec(layer, plan.rows, plan.unit_rows)
-                array = create_array(group / layout.scores_name(pooling), spec)
-                every = slice(None)
-                array.write(reduction.scores(pooling), every, slice(unit.start, unit.stop))
+                by_channel = create_array(group / layout.scores_name(pooling), spec)
+                by_channel.write(scores, slice(None), mine)
+                spec = layout.row_scores_spec(layer, plan.rows, plan.unit_rows)
+                by_row = create_array(group / layout.row_scores_name(pooling), spec)
+                by_row.write(np.ascontiguousarray(scores.T), mine)
                 found = reduction.candidates(pooling, unit.start, unit.stop)
                 self.work.write_candidates(unit, layer, pooling, found)
         records = [
@@ -110,8 +123,9 @@ class Worker:
         self.work.finish_unit(unit, records, [p.thumbnail for p in pictures], saturated)
 
 
-def _record(source: ImageFolder, row: int, picture: Picture) -> RowRecord:
+def _record(source: Source, row: int, picture: Picture) -> RowRecord:
     listed = source.rows[row]
+    boxes = listed.boxes
     return RowRecord(
         row=row,
         key=listed.key,
@@ -120,4 +134,5 @@ def _record(source: ImageFolder, row: int, picture: Picture) -> RowRecord:
         reason=picture.reason,
         bytes=listed.bytes,
         sha256=picture.sha256,
+        boxes=boxes.boxes if picture.reason else boxes.in_pixels(*picture.size),
     )

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ from vitscope.indexer.errors import OutputError
 from vitscope.indexer.plan import Plan, Unit, differences
 from vitscope.indexer.topk import Candidates
 from vitscope.store import layout
+from vitscope.store.boxes import Box
 from vitscope.store.errors import NotAnIndexError
 from vitscope.store.files import sync_directory, write_atomically
 from vitscope.store.generation import current_name
@@ -121,7 +123,7 @@ class Work:
     def records(self, unit: Unit) -> tuple[list[RowRecord], list[int]]:
         """Row records and thumbnail lengths of a finished unit."""
         table = json.loads((self._folder(unit) / "rows.json").read_bytes())
-        return [RowRecord(**row) for row in table["rows"]], table["thumbnails"]
+        return [_record(row) for row in table["rows"]], table["thumbnails"]
 
     def thumbnails(self, unit: Unit) -> bytes:
         """The pictures of a finished unit, joined."""
@@ -168,3 +170,7 @@ class Work:
 
     def _receipt(self, unit: Unit) -> Path:
         return self.path / "units" / f"{unit.name}.json"
+
+
+def _record(row: dict[str, Any]) -> RowRecord:
+    return RowRecord(**{**row, "boxes": tuple(Box(**box) for box in row["boxes"])})

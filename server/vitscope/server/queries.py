@@ -166,6 +166,10 @@ def find_index(generations: Mapping[str, Generation], name: str) -> Generation:
 
 def _patch_map(generation: Generation, selector: Selector) -> npt.NDArray[np.float16]:
     layer = generation.layer(selector.layer)
+    if layer.dense:
+        tokens = generation.activations(layer.name, selector.row, selector.channel)
+        patches = tokens[len(layer.tokens.prefix) :]
+        return patches.reshape(layer.tokens.height, layer.tokens.width)
     for pooling in layer.poolings:
         rows, _ = generation.top(layer.name, pooling, selector.channel)
         ranks = np.flatnonzero(rows == selector.row)

@@ -18,6 +18,7 @@ from vitscope.store.files import sha256_bytes
 from vitscope.store.manifest import LayerRecord, Manifest, Pooling
 from vitscope.store.neighbours import Neighbours, load
 from vitscope.store.rows import RowTable
+from vitscope.store.statistics import ScoreStatistics, read_statistics
 
 _NAME = re.compile(r"(\d{6})-([0-9a-f]{16})")
 
@@ -70,7 +71,9 @@ class Generation:
         self.name = path.name
         """Its name, which every answer carries."""
         self.manifest = _read_manifest(path)
-        self.rows = RowTable(layout.rows_path(path), self._open)
+        # A lost array must not read as a picture without boxes: the manifest knows.
+        has_boxes = layout.BOX_EDGES in self.manifest.files
+        self.rows = RowTable(layout.rows_path(path), self._open, has_boxes=has_boxes)
         self._layers = {layer.name: layer for layer in self.manifest.layers}
         # Caches of this object, so that they go when it goes.
         self._array: Callable[[str, str], Array] = cache(self._open_of_layer)
@@ -87,6 +90,29 @@ class Generation:
     def scores(self, layer: str, pooling: Pooling, channel: int) -> npt.NDArray[np.float16]:
         """Scores of one channel on every image: (N,); NaN on invalid rows."""
         return self._array(layer, layout.scores_name(pooling)).read(channel)
+
+    def image_scores(self, layer: str, pooling: Pooling, row: int) -> npt.NDArray[np.float16]:
+        """Scores of all channels on one image: (C,); NaN on an invalid row."""
+        return self._array(layer, layout.row_scores_name(pooling)).read(row)
+
+    def statistics(self, layer: str, pooling: Pooling) -> ScoreStatistics:
+        """Moments and quantiles of every channel's scores over the valid images."""
+        return read_statistics(layout.layer_path(self.path, layer), pooling, self._open)
+
+    def correlation(self, layer: str, channel: int) -> npt.NDArray[np.float32]:
+        """Correlation (C,) of a channel's mean-pooled scores with those of all of its layer."""
+        return self._array(layer, layout.CORRELATION).read(channel)
+
+    def activations(
+        self, layer: str, rows: npt.NDArray[np.int64] | int, channel: int | slice
+    ) -> npt.NDArray[np.float16]:
+        """Activations (…, T) of images and channels, all tokens, where the layer keeps them all.
+
+        NaN on invalid rows. Raises `NotKeptError` where the layer does not.
+        """
+        if not self.layer(layer).dense:
+            raise NotKeptError(f"The index does not keep all activations of {layer}.")
+        return self._array(layer, layout.ACTIVATIONS).read(rows, channel)
 
     def top(
         self, layer: str, pooling: Pooling, channel: int

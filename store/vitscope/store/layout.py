@@ -21,6 +21,20 @@ GENERATIONS = "generations"
 WORK = "building"
 MANIFEST = "manifest.json"
 ARRAYS = "arrays.zarr"
+BOX_EDGES = f"{ARRAYS}/rows/box_edge/zarr.json"
+"""Metadata of an array that is there where any row has a box."""
+
+CORRELATION = "correlation_mean"
+"""Array of the correlation between the channels of a layer, by mean-pooled score."""
+ACTIVATIONS = "activations"
+"""Array of all activations of a layer, where they are all kept."""
+
+# Images that share an inner chunk of the row-major scores, and of dense activations.
+_SCORE_ROWS = 8
+_DENSE_ROWS = 4
+_DENSE_CHANNELS = 64
+# Images of a shard of dense activations.
+_DENSE_SHARD_ROWS = 64
 
 # Channels that share an inner chunk of scores: one channel over 1,024 rows is 2 KB, too little
 # to read or check at once.
@@ -45,6 +59,16 @@ def faiss_file(layer: str) -> str:
 def scores_name(pooling: Pooling) -> str:
     """Array of all images' scores."""
     return f"scores_{pooling}"
+
+
+def row_scores_name(pooling: Pooling) -> str:
+    """Array of the same scores the other way round: all channels of an image together."""
+    return f"row_scores_{pooling}"
+
+
+def statistic_name(name: str, pooling: Pooling) -> str:
+    """Array of a statistic (`mean`, `variance`, `active`, `quantiles`) of the scores."""
+    return f"score_{name}_{pooling}"
 
 
 def top_rows_name(pooling: Pooling) -> str:
@@ -72,6 +96,37 @@ def scores_spec(layer: LayerRecord, rows: int, unit_rows: int) -> ArraySpec:
         (padded, unit_rows),
         (_SCORE_CHANNELS, unit_rows),
     )
+
+
+def row_scores_spec(layer: LayerRecord, rows: int, unit_rows: int) -> ArraySpec:
+    """Scores (N, C): a shard is one unit of rows with all channels."""
+    chunk = _divisor(unit_rows, _SCORE_ROWS)
+    return ArraySpec(
+        "float16",
+        (rows, layer.channels),
+        ("row", "channel"),
+        (unit_rows, layer.channels),
+        (chunk, layer.channels),
+    )
+
+
+def activations_spec(layer: LayerRecord, rows: int, unit_rows: int) -> ArraySpec:
+    """All activations (N, C, T), tokens in the order of the layout; shards of whole images."""
+    shard = _divisor(unit_rows, _DENSE_SHARD_ROWS)
+    tokens = layer.tokens.tokens
+    padded = -(-layer.channels // _DENSE_CHANNELS) * _DENSE_CHANNELS
+    return ArraySpec(
+        "float16",
+        (rows, layer.channels, tokens),
+        ("row", "channel", "token"),
+        (shard, padded, tokens),
+        (_divisor(shard, _DENSE_ROWS), _DENSE_CHANNELS, tokens),
+    )
+
+
+def _divisor(number: int, most: int) -> int:
+    """The largest divisor of `number` that is at most `most`."""
+    return next(divisor for divisor in range(most, 0, -1) if number % divisor == 0)
 
 
 def top_rows_spec(layer: LayerRecord) -> ArraySpec:

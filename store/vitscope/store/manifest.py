@@ -16,6 +16,10 @@ Pooling = Literal["mean", "max", "cls"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
 
+QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+"""Levels of the stored quantiles of a channel's per-image scores."""
+
+
 @dataclass(frozen=True, slots=True)
 class TokenLayout:
     """Where a layer's tokens lie: the prefix tokens, then the patch grid in row-major order."""
@@ -52,6 +56,8 @@ class LayerRecord:
     poolings: tuple[Pooling, ...]
     top_k: int
     """Images per channel and pooling whose patch maps are kept."""
+    dense: bool = False
+    """Whether all activations of all images are kept (retention `all`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +99,7 @@ class Manifest:
     rows: int
     valid_rows: int
     rows_sha256: str
-    """Digest of the frozen row list: keys, byte lengths and labels."""
+    """Digest of the frozen row list: keys, labels, byte lengths and boxes."""
     batch_size: int
     """Rows per forward pass; matrix products may round differently at another size."""
     unit_rows: int

@@ -20,6 +20,7 @@ from vitscope.store.arrays import (
     write_array,
     write_group,
 )
+from vitscope.store.boxes import Box, BoxTable, write_boxes
 
 NO_LABEL = -1
 
@@ -39,6 +40,8 @@ class RowRecord:
     """Length of the source file when the rows were frozen."""
     sha256: str
     """Digest of the source bytes; empty where they could not be read."""
+    boxes: tuple[Box, ...] = ()
+    """Labelled rectangles in the source image, where its source gives any."""
 
     def __str__(self) -> str:
         """A line for people; keys come from file names and may hold anything."""
@@ -49,9 +52,18 @@ class RowRecord:
 class RowTable:
     """The columns of the row table, read when first asked for."""
 
-    def __init__(self, path: Path, opener: Callable[[Path], Array] = open_array) -> None:
+    def __init__(
+        self,
+        path: Path,
+        opener: Callable[[Path], Array] = open_array,
+        *,
+        has_boxes: bool | None = None,
+    ) -> None:
+        """Read the table at `path`; without `has_boxes`, the folder says whether it keeps boxes."""
         self._path = path
         self._open = opener
+        kept = (path / "box_edge").exists() if has_boxes is None else has_boxes
+        self._boxes = BoxTable(path, opener) if kept else None
 
     @cached_property
     def valid(self) -> npt.NDArray[np.bool_]:
@@ -92,7 +104,12 @@ class RowTable:
             reason=self._reasons.text(row),
             bytes=int(self._lengths[row]),
             sha256=digest.hex() if any(digest) else "",
+            boxes=self.boxes(row),
         )
+
+    def boxes(self, row: int) -> tuple[Box, ...]:
+        """Labelled rectangles in the source image, in pixels of it; empty where none are known."""
+        return self._boxes.of(row) if self._boxes else ()
 
     def thumbnail(self, row: int) -> bytes:
         """The picture as the model saw it, as a JPEG; empty for an invalid image.
@@ -163,6 +180,7 @@ def write_rows(path: Path, records: list[RowRecord]) -> None:
     _write_column(path, "key", [record.key.encode() for record in records])
     _write_column(path, "reason", [record.reason.encode() for record in records])
     _write_column(path, "label_name", [name.encode() for name in names])
+    write_boxes(path, [record.boxes for record in records])
 
 
 class ThumbnailWriter:

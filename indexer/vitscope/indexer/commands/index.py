@@ -1,4 +1,4 @@
-"""run a folder of pictures through a model once and publish the index"""
+"""run a set of pictures through a model once and publish the index"""
 
 from __future__ import annotations
 
@@ -21,10 +21,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--random-weights", action="store_true", help="untrained weights, for trying things out"
     )
     add("--img-size", type=int, metavar="N", help="side of the model's input in pixels")
-    add("--data", type=Path, required=True, metavar="DIR", help="folder of pictures")
+    add(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="folder of pictures, tar shard or shards ('shard-{000..127}.tar'), "
+        "Hugging Face data set on disk, CSV or Parquet list (docs/sources.md)",
+    )
+    add("--split", metavar="NAME", help="which split of a Hugging Face data set")
+    add("--boxes", type=Path, metavar="DIR", help="folder of XML boxes, as ImageNet has them")
     add("--out", type=Path, required=True, metavar="INDEX", help="folder to make the index in")
-    add("--limit", type=int, metavar="N", help="only the first N pictures by name")
+    add("--limit", type=int, metavar="N", help="only the first N pictures")
     add("--top-k", type=int, default=32, metavar="K", help="maps kept per channel (default 32)")
+    add(
+        "--retain-all",
+        default="",
+        metavar="LAYERS",
+        help="keep all activations of these layers, comma-separated, or `all`",
+    )
     add("--batch-size", type=int, default=32, metavar="B", help="pictures a forward (default 32)")
     add("--unit-rows", type=int, default=1024, metavar="U", help="pictures a unit (default 1024)")
     add("--dtype", default="float32", help="float32 (default), bfloat16 or float16")
@@ -53,7 +68,10 @@ def run(args: argparse.Namespace) -> int:
             weights=Weights(args.checkpoint, args.random_weights),
             img_size=args.img_size,
             limit=args.limit,
+            split=args.split,
+            boxes=args.boxes,
             top_k=args.top_k,
+            retain_all=tuple(name for name in args.retain_all.split(",") if name),
             batch_size=args.batch_size,
             unit_rows=args.unit_rows,
             dtype=args.dtype,

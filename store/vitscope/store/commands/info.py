@@ -66,7 +66,7 @@ def _as_text(generation: Generation) -> str:
         lines.append(
             f"{layer.name:<20} {layer.channels:>8} {prefix:<19} "
             f"{f'{tokens.height}x{tokens.width}':>7}  {','.join(layer.poolings):<13} "
-            f"top {layer.top_k} of each channel and pooling"
+            f"{'all' if layer.dense else f'top {layer.top_k} of each channel and pooling'}"
         )
     return "\n".join([*lines, *_invalid_lines(generation)])
 
