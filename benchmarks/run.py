@@ -71,8 +71,8 @@ def forward_row(name: str, rounds: int) -> dict[str, Any]:
     captured = find_layers(model.module, name, model.input_size)
     poolings = captured[0].tokens.poolings
     reductions = [
-        LayerReduction(LayerRecord(c.name, depth, c.channels, c.tokens, poolings, 100), "cpu")
-        for depth, c in enumerate(captured)
+        LayerReduction(LayerRecord(c.name, 0, c.channels, c.tokens, poolings, 100, False), "cpu")
+        for c in captured
     ]
     batch, batches = 32, 4
     pixels = [torch.randn(batch, 3, *model.input_size) for _ in range(batches)]

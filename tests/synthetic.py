@@ -51,7 +51,7 @@ def layer_records(rows: int) -> tuple[LayerRecord, ...]:
 
 def _layer(name: str, depth: int, channels: int, tokens: TokenLayout, top_k: int) -> LayerRecord:
     poolings: tuple[Pooling, ...] = ("mean", "max", "cls") if tokens.prefix else ("mean", "max")
-    return LayerRecord(name, depth, channels, tokens, poolings, top_k)
+    return LayerRecord(name, depth, channels, tokens, poolings, top_k, dense=False)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,10 @@ def test_pixels_are_those_of_the_whole_transform(transform: Any, mode: str) -> N
     else:
         picture = noise(5).convert(mode)
     data = encoded(picture, kind)
-    expected = transform(Image.open(io.BytesIO(data)).convert("RGB"))
+    opened = Image.open(io.BytesIO(data))
+    if mode == "I;16":
+        opened = Image.fromarray((np.asarray(opened) // 256).astype(np.uint8))
+    expected = transform(opened.convert("RGB"))
     found = Decoder(transform.transforms, 256)(data)
     assert found.reason == ""
     assert found.pixels is not None
@@ -75,6 +78,13 @@ def test_a_decompression_bomb_is_refused(transform: Any) -> None:
     found = Decoder(transform.transforms, 64)(bomb)
     assert found.pixels is None
     assert "pixels" in found.reason
+
+
+def test_a_thread_of_a_picture_is_refused(transform: Any) -> None:
+    # Resized to the model's input it would be 224 by 13 million pixels.
+    found = Decoder(transform.transforms, 64)(encoded(Image.new("L", (1, 60_000)), "PNG"))
+    assert found.pixels is None
+    assert "1 x 60000 pixels" in found.reason
 
 
 def test_the_orientation_tag_is_not_applied(transform: Any) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -40,11 +41,7 @@ def find_layers(model: nn.Module, name: str, input_size: tuple[int, int]) -> lis
     `ModelError` where the model is no plain vision transformer or the probe contradicts its layout.
     """
     layout = token_layout(model, name)
-    if input_size[0] % layout.height or input_size[1] % layout.width:
-        raise ModelError(
-            f"{name} cannot be indexed at {input_size[0]} x {input_size[1]} pixels: its "
-            f"{layout.height} x {layout.width} patches would leave a rim; give another --img-size."
-        )
+    _check_size(model, name, input_size)
     seen: list[tuple[str, torch.Size]] = []
 
     def note(path: str, activation: torch.Tensor) -> None:
@@ -88,6 +85,16 @@ def token_layout(model: nn.Module, name: str) -> TokenLayout:
         )
     height, width = model.patch_embed.grid_size
     return TokenLayout(tuple(prefix), int(height), int(width))
+
+
+def _check_size(model: nn.Module, name: str, input_size: tuple[int, int]) -> None:
+    embed: Any = model.patch_embed
+    for pixels, patch in zip(input_size, embed.feat_ratio(as_scalar=False), strict=True):
+        if pixels % patch:
+            raise ModelError(
+                f"{name} cannot be indexed at {pixels} pixels: its patches of {patch} pixels would "
+                f"leave a rim; give an --img-size such as {max(1, round(pixels / patch)) * patch}."
+            )
 
 
 @contextmanager

@@ -9,11 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 89_478_485
 """Larger pictures are taken for decompression bombs, as Pillow's own warning does."""
+
+MAX_ASPECT = 100
+"""How many times longer than the other a side may be: resizing a thread fills the memory."""
 
 # Pillow warns and goes on; here such a picture is refused before it is decoded.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -51,11 +55,11 @@ class Decoder:
         digest = hashlib.sha256(data).hexdigest()
         try:
             image = _open_rgb(data)
+            view, pixels = self._transform(image)
+            return Picture(pixels, self._thumbnail(view), digest, "", image.size)
         # Whatever a codec raises on bad bytes, the row stays and says why.
         except Exception as error:
             return Picture(None, b"", digest, _reason(data, error))
-        view, pixels = self._transform(image)
-        return Picture(pixels, self._thumbnail(view), digest, "", image.size)
 
     def _transform(self, image: Image.Image) -> tuple[Image.Image, torch.Tensor]:
         value: Any = image
@@ -82,7 +86,15 @@ def _open_rgb(data: bytes) -> Image.Image:
     with Image.open(io.BytesIO(data)) as image:
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError
-        return image.convert("RGB")
+        if max(image.size) > MAX_ASPECT * min(image.size):
+            raise ValueError(f"{image.width} x {image.height} pixels is no shape of a picture")
+        return (_scaled(image) if image.mode.startswith("I") else image).convert("RGB")
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    """A picture of 16-bit greys in 8 bits; Pillow's own conversion would cut off at 255."""
+    greys = np.asarray(image).astype(np.int64) >> 8
+    return Image.fromarray(greys.clip(0, 255).astype(np.uint8))
 
 
 def _reason(data: bytes, error: Exception) -> str:

@@ -16,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from vitscope.indexer.errors import OutputError
+from vitscope.indexer.model import Weights, load_model
 from vitscope.indexer.progress import Progress
 from vitscope.indexer.scenes import SceneTruth, read_truth, write_scenes
 from vitscope.indexer.scenes.model import MODEL_NAME
+from vitscope.indexer.sources import open_source
 from vitscope.store import layout
 from vitscope.store.arrays import open_array
 from vitscope.store.generation import Generation, open_generation
@@ -154,6 +156,11 @@ def _index(images: Path, index: Path) -> None:
     start = time.monotonic()
     print(f"2. Indexing them with {MODEL_NAME}, a small ViT trained on other scenes …", flush=True)
     if (index / layout.CURRENT).exists() and not (index / layout.WORK).exists():
+        manifest = open_generation(index).manifest
+        same_rows = manifest.rows_sha256 == open_source(images).rows.digest()
+        weights = load_model(MODEL_NAME, Weights()).weights_sha256
+        if not same_rows or manifest.model.weights_sha256 != weights:
+            raise OutputError(f"{index} is of an earlier demo; give another folder with --out.")
         print(f"   {index} is published already", flush=True)
         return
     arguments = ["--model", MODEL_NAME, "--data", str(images), "--out", str(index)]

@@ -104,8 +104,8 @@ def _check_name(name: str) -> None:
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        hint = f" Names like it: {', '.join(close)}." if close else ""
-        raise ModelError(f"timm {timm.__version__} knows no model {name!r}.{hint}")
+        hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() lists them."
+        raise ModelError(f"timm {timm.__version__} knows no model {name!r}; {hint}")
     tags = timm.models.get_arch_pretrained_cfgs(architecture)
     if tag and name not in tags:
         known = ", ".join(sorted(cfg.partition(".")[2] for cfg in tags)) or "none"

@@ -57,6 +57,9 @@ def differences(mine: bytes, other: bytes) -> list[str]:
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        # Layers: by field, so that a difference names the field.
+        value = {key: [item.get(key) for item in value] for key in value[0]}
     if not isinstance(value, dict):
         return {path: value}
     flat: dict[str, Any] = {}

@@ -21,9 +21,10 @@ from vitscope.indexer.progress import Progress
 from vitscope.indexer.reduce import LayerReduction
 from vitscope.indexer.sources import Source, open_source
 from vitscope.indexer.unit import Worker
-from vitscope.indexer.work import Work, check_output
-from vitscope.store import layout
+from vitscope.indexer.work import Work, check_output, sweep
+from vitscope.store import layout, neighbours
 from vitscope.store.arrays import create_array
+from vitscope.store.errors import NotWrittenError
 from vitscope.store.manifest import LayerRecord, ModelRecord
 from vitscope.store.publish import complete_publication
 
@@ -47,7 +48,8 @@ class Options:
     retain_all: tuple[str, ...] = ()
     """Layers of which all activations are kept; `all` means every layer."""
     batch_size: int = 32
-    unit_rows: int = 1024
+    unit_rows: int | None = None
+    """Rows per unit, a multiple of `batch_size`; None takes about 1,024."""
     dtype: str = "float32"
     device: str = ""
     """`cpu`, `cuda`, `cuda:1`; empty takes CUDA where there is one."""
@@ -63,6 +65,7 @@ def index(options: Options) -> str:
     `IndexingError`.
     """
     _check(options)
+    sweep(options.out)
     check_output(options.out)
     source = open_source(
         options.data, limit=options.limit, split=options.split, boxes=options.boxes
@@ -70,6 +73,7 @@ def index(options: Options) -> str:
     for notice in source.notices:
         print(notice, file=sys.stderr)
     device = _device(options.device)
+    neighbours.prepare()
     model = load_model(
         options.model,
         options.weights,
@@ -80,13 +84,42 @@ def index(options: Options) -> str:
     layers = find_layers(model.module, model.name, model.input_size)
     plan = _plan(options, source, model, layers)
     work = Work(options.out, plan)
-    with work.lock():
+    try:
+        with work.lock():
+            return _finish(work, source, model, layers, device)
+    except (OSError, NotWrittenError) as error:
+        strerror = error.strerror if isinstance(error, OSError) else None
+        reason = strerror or str(error).rstrip(".")
+        raise OutputError(
+            f"Writing to {options.out} failed ({reason}); mend that and run the same command "
+            "again to go on."
+        ) from error
+
+
+def _finish(
+    work: Work,
+    source: Source,
+    model: LoadedModel,
+    layers: list[CapturedLayer],
+    device: str,
+) -> str:
+    """Do what is left of the run, and give the generation's name."""
+    name = None
+    if work.begun:
         work.begin()
-        name = complete_publication(options.out, work.staged)
-        if name is None:
-            _run_units(work, source, model, layers, device)
-            name = merge(work)
-        work.remove()
+        name = complete_publication(work.index, work.staged)
+    else:
+        try:
+            # Another run may have published while this one loaded its model.
+            check_output(work.index)
+        except OutputError:
+            work.remove()
+            raise
+        work.begin()
+    if name is None:
+        _run_units(work, source, model, layers, device)
+        name = merge(work)
+    work.remove()
     return name
 
 
@@ -177,14 +210,15 @@ def _plan(
         rows=rows,
         rows_sha256=source.rows.digest(),
         batch_size=options.batch_size,
-        unit_rows=min(options.unit_rows, rows),
+        unit_rows=min(_unit_rows(options), rows),
         thumbnail_size=options.thumbnail_size,
     )
 
 
 def _check(options: Options) -> None:
     for name in ("top_k", "batch_size", "unit_rows"):
-        if getattr(options, name) < 1:
+        value = getattr(options, name)
+        if value is not None and value < 1:
             raise IndexingError(f"--{name.replace('_', '-')} must be at least 1.")
     if options.limit is not None and options.limit < 1:
         raise IndexingError("--limit must be at least 1.")
@@ -194,7 +228,7 @@ def _check(options: Options) -> None:
         raise IndexingError("--thumbnail-size must be 0 or more pixels.")
     if options.dtype not in DTYPES:
         raise IndexingError(f"--dtype must be one of {', '.join(DTYPES)}.")
-    if options.unit_rows % options.batch_size:
+    if options.unit_rows and options.unit_rows % options.batch_size:
         raise IndexingError(
             f"--unit-rows ({options.unit_rows}) must be a multiple of "
             f"--batch-size ({options.batch_size})."
@@ -202,6 +236,10 @@ def _check(options: Options) -> None:
     parent = options.out.absolute().parent
     if not parent.is_dir():
         raise OutputError(f"The folder {parent} for --out does not exist.")
+
+
+def _unit_rows(options: Options) -> int:
+    return options.unit_rows or -(-1024 // options.batch_size) * options.batch_size
 
 
 def _device(asked: str) -> str:

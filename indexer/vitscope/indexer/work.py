@@ -26,14 +26,16 @@ from vitscope.indexer.plan import Plan, Unit, differences
 from vitscope.indexer.topk import Candidates
 from vitscope.store import layout
 from vitscope.store.boxes import Box
-from vitscope.store.errors import NotAnIndexError
-from vitscope.store.files import sync_directory, write_atomically
+from vitscope.store.files import PARTIAL, sync_directory, write_atomically
 from vitscope.store.generation import current_name
 from vitscope.store.manifest import LayerRecord, Pooling
 from vitscope.store.rows import RowRecord
 
 _PLAN = "plan.json"
 _LOCK = "lock"
+_REMOVED = ".building.removed"
+_OURS = {layout.CURRENT, layout.GENERATIONS, layout.WORK, _REMOVED}
+_WORK_ENTRIES = {_PLAN, _LOCK, "staged", "units"}
 
 
 def check_output(index: Path) -> None:
@@ -42,20 +44,31 @@ def check_output(index: Path) -> None:
         return
     if not index.is_dir():
         raise OutputError(f"{index} is a file; give a folder that does not exist yet with --out.")
-    if (index / layout.WORK).is_dir():
-        return
-    try:
-        name = current_name(index)
-    except NotAnIndexError:
-        if any(index.iterdir()):
-            raise OutputError(
-                f"{index} holds something else; give an empty or new folder with --out."
-            ) from None
-    else:
+    here, inside = _entries(index), _entries(index / layout.WORK)
+    unfinished, published = _PLAN in inside, layout.CURRENT in here
+    # What is not ours would be in the way, or be removed with the working folder.
+    foreign = (here - _OURS) | (inside - _WORK_ENTRIES)
+    if foreign or (layout.GENERATIONS in here and not unfinished and not published):
+        raise OutputError(f"{index} holds something else; give an empty or new folder with --out.")
+    if published and not unfinished:
         raise OutputError(
-            f"{index} holds a published index already (generation {name}); "
+            f"{index} holds a published index already (generation {current_name(index)}); "
             "give another folder with --out."
         )
+
+
+def sweep(index: Path) -> None:
+    """Remove what is left of a working folder whose run was published and then cut off."""
+    if (index / layout.CURRENT).is_file():
+        shutil.rmtree(index / _REMOVED, ignore_errors=True)
+
+
+def _entries(folder: Path) -> set[str]:
+    """Names in `folder`, without what an interrupted write left there."""
+    if not folder.is_dir():
+        return {folder.name} if folder.exists() else set()
+    names = {path.name for path in folder.iterdir()}
+    return {name for name in names if not name.endswith(PARTIAL)}
 
 
 class Work:
@@ -84,6 +97,11 @@ class Work:
             file.write(str(os.getpid()))
             file.flush()
             yield
+
+    @property
+    def begun(self) -> bool:
+        """Whether an earlier run left its plan here."""
+        return (self.path / _PLAN).is_file()
 
     def begin(self) -> None:
         """Record the plan, or check that the unfinished run here has the same."""
@@ -162,8 +180,14 @@ class Work:
         return maps
 
     def remove(self) -> None:
-        """Drop the folder once the generation is published."""
-        shutil.rmtree(self.path)
+        """Drop the folder once the generation is published.
+
+        It goes in one step: a folder half removed could pass for another run's.
+        """
+        removed = self.index / _REMOVED
+        shutil.rmtree(removed, ignore_errors=True)
+        self.path.rename(removed)
+        shutil.rmtree(removed)
 
     def _folder(self, unit: Unit) -> Path:
         return self.path / "units" / unit.name

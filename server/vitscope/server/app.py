@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from grpc_reflection.v1alpha import reflection
 from vitscope.server.errors import StartError
 from vitscope.server.service import ActivationService
 from vitscope.server.status import StatusInterceptor
+from vitscope.store import neighbours
 from vitscope.store.generation import Generation, open_generation
 from vitscope.v1 import service_pb2, service_pb2_grpc
 
@@ -54,7 +56,10 @@ def open_indexes(paths: Sequence[Path]) -> dict[str, Generation]:
 async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM; calls `ready` with the address once it accepts calls."""
     generations = open_indexes(settings.indexes)
-    with ThreadPoolExecutor(settings.threads, "vitscope-query") as executor:
+    neighbours.prepare()
+    # Requests share the cores: FAISS gets one thread for each of them.
+    prepare = partial(neighbours.prepare, threads=1)
+    with ThreadPoolExecutor(settings.threads, "vitscope-query", prepare) as executor:
         # Off, or a second server on the port would silently take half of the calls.
         options = [("grpc.so_reuseport", 0)]
         server = aio.server(interceptors=[StatusInterceptor()], options=options)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorstore as ts
 
-from vitscope.store.errors import DamagedIndexError
+from vitscope.store.errors import DamagedIndexError, NotWrittenError
 from vitscope.store.files import sync_directory, write_atomically
 
 _CACHE_BYTES = 256 << 20
@@ -86,14 +86,18 @@ class Array:
             return np.asarray(view.read().result())
         except (ValueError, OSError) as error:
             raise DamagedIndexError(
-                f"Array {self._name} cannot be read back as it was written; `vitscope verify` "
-                "names the damaged file."
+                f"Array {self._name} cannot be read back as it was written; `vitscope verify "
+                "--deep` names the damaged file."
             ) from error
 
     def write(self, values: npt.NDArray[Any], *index: Index) -> None:
         """Store `values` at `index`; returns once they are on the disk."""
         view = self._handle[index] if index else self._handle
-        view.write(values).result()
+        try:
+            view.write(values).result()
+        except (ValueError, OSError) as error:
+            reason = "the disk is full" if "space" in str(error) else "the disk refuses it"
+            raise NotWrittenError(f"Array {self._name} cannot be written; {reason}.") from error
 
 
 def write_group(path: Path) -> None:

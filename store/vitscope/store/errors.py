@@ -4,6 +4,7 @@
     ├── NotAnIndexError      the folder holds no published index
     ├── UnsupportedFormatError   written by a version this reader does not know
     ├── DamagedIndexError    bytes differ from what was published
+    ├── NotWrittenError      the disk is full, or not to be written to
     └── NotKeptError         the index is sound but does not hold what was asked for
 
 Every message is one sentence for the person who gave the path; `exit_code` is the command line's.
@@ -26,6 +27,10 @@ class UnsupportedFormatError(StoreError):
 
 class DamagedIndexError(StoreError):
     """A file is missing, has another size or other bytes than the manifest says."""
+
+
+class NotWrittenError(StoreError):
+    """An array could not be written."""
 
 
 class NotKeptError(StoreError):

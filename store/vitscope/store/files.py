@@ -6,6 +6,9 @@ import hashlib
 import os
 from pathlib import Path
 
+PARTIAL = ".partial"
+"""How the names of files end that were being written when a process died."""
+
 _BLOCK = 1 << 20
 
 
@@ -34,7 +37,7 @@ def sync_directory(path: Path) -> None:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` so that `path` either keeps its old bytes or has all the new ones."""
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(f".{path.name}{PARTIAL}")
     with temporary.open("wb") as file:
         file.write(data)
         file.flush()

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from functools import cache, cached_property
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -46,16 +47,14 @@ def open_generation(index: Path) -> Generation:
 def current_name(index: Path) -> str:
     """Name of the published generation of the index at `index`."""
     if not index.is_dir():
-        raise NotAnIndexError(f"There is no index folder {index}.")
+        raise NotAnIndexError(f"{index} is not a folder; give the folder of an index.")
     pointer = index / layout.CURRENT
     if not pointer.is_file():
         if (index / layout.WORK).is_dir():
             raise NotAnIndexError(
                 f"The index {index} is not finished; run the same `vitscope index` command again."
             )
-        raise NotAnIndexError(
-            f"{index} is not an index; make one with `vitscope index --out {index}`."
-        )
+        raise NotAnIndexError(f"{index} is not an index; `vitscope index` makes one.")
     name = pointer.read_bytes()[:64].decode(errors="replace").strip()
     if not _NAME.fullmatch(name):
         raise DamagedIndexError(f"{layout.CURRENT} of the index {index} is damaged.")
@@ -77,7 +76,8 @@ class Generation:
         self._layers = {layer.name: layer for layer in self.manifest.layers}
         # Caches of this object, so that they go when it goes.
         self._array: Callable[[str, str], Array] = cache(self._open_of_layer)
-        self._neighbours: Callable[[str], Neighbours] = cache(self._load_neighbours)
+        self._neighbours: dict[str, Neighbours] = {}
+        self._neighbours_lock = Lock()
 
     def layer(self, name: str) -> LayerRecord:
         """The layer called `name`; raises `NotKeptError` where there is none."""
@@ -135,7 +135,12 @@ class Generation:
 
     def neighbours(self, layer: str) -> Neighbours:
         """The layer's FAISS index, loaded once after its digest was checked."""
-        return self._neighbours(layer)
+        # Large, so that threads that ask at once wait for one to load it.
+        with self._neighbours_lock:
+            if layer not in self._neighbours:
+                data = self._checked_bytes(layout.faiss_file(layer))
+                self._neighbours[layer] = load(data)
+            return self._neighbours[layer]
 
     @cached_property
     def _span(self) -> str:
@@ -149,9 +154,6 @@ class Generation:
         # Checksums of chunks say nothing of a shape or type that has changed.
         self._checked_bytes((path / "zarr.json").relative_to(self.path).as_posix())
         return open_array(path)
-
-    def _load_neighbours(self, layer: str) -> Neighbours:
-        return load(self._checked_bytes(layout.faiss_file(layer)))
 
     def _checked_bytes(self, name: str) -> bytes:
         # FAISS has no checksum and reads damaged files: it only sees bytes that were verified.

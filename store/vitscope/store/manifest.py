@@ -56,7 +56,7 @@ class LayerRecord:
     poolings: tuple[Pooling, ...]
     top_k: int
     """Images per channel and pooling whose patch maps are kept."""
-    dense: bool = False
+    dense: bool
     """Whether all activations of all images are kept (retention `all`)."""
 
 
@@ -105,7 +105,7 @@ class Manifest:
     unit_rows: int
     """Rows per unit of work, the width of a score shard."""
     saturated: int
-    """Activations or scores beyond float16's range that were stored as its largest value."""
+    """Scores beyond float16's range that were stored as its largest value."""
     thumbnail_size: int
     """Longer side of the stored pictures in pixels; 0 where none are stored."""
     recall_at_10: Mapping[str, float]

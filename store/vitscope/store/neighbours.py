@@ -51,6 +51,14 @@ class Neighbours:
             wanted = min(2 * wanted, total)
 
 
+def prepare(threads: int | None = None) -> None:
+    """Load FAISS, so that a missing one is noticed now, and cap the calling thread's helpers."""
+    import faiss
+
+    if threads:
+        faiss.omp_set_num_threads(threads)
+
+
 def normalise(vectors: npt.NDArray[Any]) -> Vectors:
     """Scale each vector of (N, C) to length 1 in float32; a zero vector stays zero."""
     wide = vectors.astype(np.float32)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vitscope.store import layout
-from vitscope.store.files import sha256_file, sync_directory, tree_files, write_atomically
+from vitscope.store.files import PARTIAL, sha256_file, sync_directory, tree_files, write_atomically
 from vitscope.store.generation import generation_name, generation_names
 from vitscope.store.manifest import FileRecord, Manifest
 
@@ -17,6 +17,10 @@ def publish(index: Path, staged: Path, manifest: Manifest) -> str:
     The manifest gets the digests of all files of `staged`. The pointer is renamed into place
     last, so that readers see the old generation or the whole new one.
     """
+    for path in staged.rglob("*"):
+        # What a write left behind that was cut off: ours, and TensorStore's.
+        if path.name.endswith((PARTIAL, "__lock")):
+            path.unlink()
     files = {
         path.as_posix(): FileRecord((staged / path).stat().st_size, sha256_file(staged / path))
         for path in tree_files(staged)

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep all activations of these layers, comma-separated, or `all`",
     )
     add("--batch-size", type=int, default=32, metavar="B", help="pictures a forward (default 32)")
-    add("--unit-rows", type=int, default=1024, metavar="U", help="pictures a unit (default 1024)")
+    add("--unit-rows", type=int, metavar="U", help="pictures a unit (default about 1024)")
     add("--dtype", default="float32", help="float32 (default), bfloat16 or float16")
     add("--device", default="", help="cpu, cuda, cuda:1 (default: CUDA where there is one)")
     add(

@@ -57,6 +57,7 @@ def _as_text(generation: Generation) -> str:
         f"input       {height} x {width} pixels, {model.dtype}, batches of {manifest.batch_size}",
         f"rows        {manifest.rows:,}, {manifest.valid_rows:,} of them valid",
         f"size        {len(manifest.files)} files, {size:,} bytes",
+        *([f"saturated   {manifest.saturated:,} scores"] if manifest.saturated else []),
         "",
         f"{'layer':<20} {'channels':>8} {'prefix':<19} {'grid':>7}  {'poolings':<13} maps kept",
     ]

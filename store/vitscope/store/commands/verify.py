@@ -29,7 +29,9 @@ def run(args: argparse.Namespace) -> int:
         for problem in result.problems:
             print(f"vitscope: {problem}", file=sys.stderr)
         how = "every byte read" if args.deep else "sizes and metadata checked; --deep reads it all"
-        state = f"{len(result.problems)} problems" if result.problems else "sound"
+        count = len(result.problems)
+        sound = "sound" if args.deep else "nothing amiss"
+        state = f"{count} problem{'s' * (count > 1)}" if count else sound
         print(
             f"Generation {result.generation}: {result.files} files, {result.bytes:,} bytes, "
             f"{state} ({how})."
