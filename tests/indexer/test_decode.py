@@ -38,7 +38,7 @@ def test_pixels_are_those_of_the_whole_transform(transform: Any, mode: str) -> N
     else:
         picture = noise(5).convert(mode)
     data = encoded(picture, kind)
-    opened = Image.open(io.BytesIO(data))
+    opened: Image.Image = Image.open(io.BytesIO(data))
     if mode == "I;16":
         opened = Image.fromarray((np.asarray(opened) // 256).astype(np.uint8))
     expected = transform(opened.convert("RGB"))

@@ -132,7 +132,7 @@ def test_bad_files_are_listed_and_the_run_goes_on(
     assert main([*INDEX, "--data", str(tmp_path / "pictures"), "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert "5 images" in said
-    assert "3 files are no readable image" in said
+    assert "No readable image, kept as invalid rows (3)" in said
     assert main(["info", str(out)]) == 0
     listed = capsys.readouterr().out
     for name in BAD:

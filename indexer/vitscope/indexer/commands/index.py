@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     )
     invalid = (~generation.rows.valid).nonzero()[0]
     if len(invalid):
-        print(f"{len(invalid):,} files are no readable image and are kept as invalid rows:")
+        print(f"No readable image, kept as invalid rows ({len(invalid):,}):")
         for row in invalid[:20]:
             print(f"  {generation.rows.record(int(row))}")
         if len(invalid) > 20:
