@@ -42,12 +42,12 @@ def test_info_for_people(synthetic: Synthetic, capsys: pytest.CaptureFixture[str
 
 
 def test_verify_of_a_sound_index(synthetic: Synthetic, capsys: pytest.CaptureFixture[str]) -> None:
-    for options in ([], ["--deep"]):
+    for options, state in (([], ", nothing amiss ("), (["--deep"], ", sound (")):
         assert main(["verify", str(synthetic.path), *options]) == 0
         captured = capsys.readouterr()
         assert captured.err == ""
         assert captured.out.startswith(f"Generation {synthetic.generation}: ")
-        assert " sound (" in captured.out
+        assert state in captured.out
     assert main(["verify", str(synthetic.path), "--json"]) == 0
     body = json.loads(capsys.readouterr().out)
     assert (body["generation"], body["problems"]) == (synthetic.generation, [])
@@ -64,7 +64,7 @@ def test_verify_of_a_damaged_index(
     assert main(["verify", str(synthetic_copy), "--deep"]) == 4
     captured = capsys.readouterr()
     assert captured.err == f"vitscope: {name} has other bytes than were published.\n"
-    assert "1 problems" in captured.out
+    assert ", 1 problem (" in captured.out
     assert main(["verify", str(synthetic_copy), "--deep", "--json"]) == 4
     captured = capsys.readouterr()
     assert json.loads(captured.out)["problems"] == [f"{name} has other bytes than were published."]

@@ -68,7 +68,7 @@ def test_several_threads_read_the_same(synthetic: Synthetic) -> None:
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
-    with pytest.raises(NotAnIndexError, match="There is no index folder"):
+    with pytest.raises(NotAnIndexError, match="is not a folder"):
         open_generation(tmp_path / "nothing")
 
 
@@ -82,7 +82,7 @@ def test_a_file_is_no_index(tmp_path: Path) -> None:
 def test_a_folder_of_something_else_is_no_index(tmp_path: Path, content: list[str]) -> None:
     for name in content:
         (tmp_path / name).mkdir()
-    with pytest.raises(NotAnIndexError, match="is not an index; make one with `vitscope index"):
+    with pytest.raises(NotAnIndexError, match="is not an index; `vitscope index` makes one"):
         open_generation(tmp_path)
 
 
