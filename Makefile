@@ -40,6 +40,7 @@ check: install
 
 bench: install
 	$(BIN)/python benchmarks/run.py --json benchmarks/results/$(shell date +%F)-$(shell uname -m).json
+	$(BIN)/python benchmarks/store.py --json benchmarks/results/$(shell date +%F)-store-$(shell uname -m).json
 
 protos: install
 	$(BIN)/python proto/generate.py

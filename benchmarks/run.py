@@ -10,29 +10,26 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
-import json
 import multiprocessing
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import date
-from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import grpc
 import torch
+from record import timed, write
 
 from vitscope.indexer.capture import capture, find_layers
 from vitscope.indexer.model import Weights, load_model
+from vitscope.indexer.options import Options
 from vitscope.indexer.reduce import LayerReduction
-from vitscope.indexer.run import Options, index
+from vitscope.indexer.run import index
 from vitscope.indexer.scenes import write_scenes
 from vitscope.indexer.scenes.model import MODEL_NAME
 from vitscope.store.generation import open_generation
@@ -40,6 +37,7 @@ from vitscope.store.manifest import LayerRecord
 from vitscope.v1 import query_pb2
 from vitscope.v1.service_pb2_grpc import ActivationServiceStub
 
+PACKAGES = ("vitscope", "torch", "timm", "numpy", "tensorstore", "faiss-cpu", "grpcio")
 METHOD = "/vitscope.v1.ActivationService/TopImages"
 
 
@@ -60,8 +58,7 @@ def main() -> int:
         )
     if args.json:
         command = f"python benchmarks/run.py{' --quick' if args.quick else ''}"
-        result = {**machine(), "command": command, "rows": rows}
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        write(args.json, command, rows, PACKAGES)
     return 0
 
 
@@ -71,7 +68,9 @@ def forward_row(name: str, rounds: int) -> dict[str, Any]:
     captured = find_layers(model.module, name, model.input_size)
     poolings = captured[0].tokens.poolings
     reductions = [
-        LayerReduction(LayerRecord(c.name, 0, c.channels, c.tokens, poolings, 100, False), "cpu")
+        LayerReduction(
+            LayerRecord(c.name, 0, c.channels, c.tokens, poolings, 100, False, False), "cpu"
+        )
         for c in captured
     ]
     batch, batches = 32, 4
@@ -186,13 +185,6 @@ def _serve_canned(reply: bytes, address: Connection) -> None:
     asyncio.run(run())
 
 
-def timed(call: Callable[..., Any], *arguments: Any) -> float:
-    """Milliseconds that one call takes."""
-    start = time.perf_counter()
-    call(*arguments)
-    return (time.perf_counter() - start) * 1e3
-
-
 def row_of(what: str, ours: Sequence[float], floor: Sequence[float], name: str) -> dict[str, Any]:
     """One row of the result: medians, their ratio and our 99th percentile."""
     high = sorted(ours)[min(len(ours) - 1, int(len(ours) * 0.99))]
@@ -205,23 +197,6 @@ def row_of(what: str, ours: Sequence[float], floor: Sequence[float], name: str) 
         "floor_ms": theirs,
         "ratio": mine / theirs,
         "rounds": len(ours),
-    }
-
-
-def machine() -> dict[str, Any]:
-    """Hardware, versions and date."""
-    processor = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        processor = names[0].partition(":")[2].strip() if names else processor
-    packages = ("vitscope", "torch", "timm", "numpy", "tensorstore", "faiss-cpu", "grpcio")
-    return {
-        "date": date.today().isoformat(),
-        "processor": processor,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
     }
 
 

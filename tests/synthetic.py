@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,11 @@ from PIL import Image
 
 from vitscope.store import layout, neighbours
 from vitscope.store.arrays import create_array, write_array, write_group
-from vitscope.store.files import write_atomically
+from vitscope.store.boxes import Box
 from vitscope.store.manifest import LayerRecord, Manifest, ModelRecord, Pooling, TokenLayout
 from vitscope.store.publish import publish
 from vitscope.store.rows import RowRecord, ThumbnailWriter, write_rows
+from vitscope.store.statistics import write_correlation, write_statistics
 
 Half = npt.NDArray[np.float16]
 
@@ -49,9 +50,21 @@ def layer_records(rows: int) -> tuple[LayerRecord, ...]:
     )
 
 
-def _layer(name: str, depth: int, channels: int, tokens: TokenLayout, top_k: int) -> LayerRecord:
+def _layer(
+    name: str, depth: int, channels: int, tokens: TokenLayout, top_k: int, *, dense: bool = False
+) -> LayerRecord:
     poolings: tuple[Pooling, ...] = ("mean", "max", "cls") if tokens.prefix else ("mean", "max")
-    return LayerRecord(name, depth, channels, tokens, poolings, top_k, dense=False)
+    return LayerRecord(
+        name, depth, channels, tokens, poolings, top_k, dense=dense, dense_prefix=False
+    )
+
+
+def complete_layer_records(rows: int) -> tuple[LayerRecord, ...]:
+    """Two small layers, one of them with all its activations."""
+    return (
+        _layer("blocks.0.mlp", 0, 5, TokenLayout(("cls", "reg"), 2, 2), min(3, rows), dense=True),
+        _layer("blocks.1.mlp", 1, 9, TokenLayout((), 2, 1), min(4, rows)),
+    )
 
 
 @dataclass(frozen=True)
@@ -140,12 +153,28 @@ def ranked(scores: Sequence[float]) -> list[tuple[int, float]]:
     return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
 
 
-def build(index: Path, *, seed: int = 0, rows: int = ROWS, thumbnails: bool = True) -> Synthetic:
-    """Make and publish an index in the new folder `index`."""
+def build(
+    index: Path,
+    *,
+    seed: int = 0,
+    rows: int = ROWS,
+    thumbnails: bool = True,
+    complete: bool = False,
+) -> Synthetic:
+    """Make and publish an index in the new folder `index`.
+
+    With `complete` it has every kind of array, boxes and dense activations too, in small layers.
+    """
     generator = np.random.default_rng(seed)
-    layers = layer_records(rows)
-    pictures = tuple(_picture(row) if _is_valid(row, rows) else b"" for row in range(rows))
+    layers = complete_layer_records(rows) if complete else layer_records(rows)
+    shift = seed if complete else 0
+    pictures = tuple(_picture(row + shift) if _is_valid(row, rows) else b"" for row in range(rows))
     records = tuple(_record(row, rows, picture) for row, picture in enumerate(pictures))
+    if complete:
+        records = tuple(
+            replace(record, key=f"{record.key}{seed}", boxes=_boxes(generator))
+            for record in records
+        )
     valid = np.array([record.valid for record in records])
     activations = {layer.name: _activations(generator, layer, rows) for layer in layers}
 
@@ -154,7 +183,9 @@ def build(index: Path, *, seed: int = 0, rows: int = ROWS, thumbnails: bool = Tr
         write_group(staged / layout.ARRAYS / group)
     for layer in layers:
         _write_layer(staged, layer, activations[layer.name], valid)
-    write_rows(layout.rows_path(staged), list(records))
+        if complete:
+            _complete_layer(staged, layer, activations[layer.name], valid)
+    write_rows(layout.rows_path(staged), lambda: [records])
     if thumbnails:
         lengths = np.array([len(picture) for picture in pictures], np.int64)
         writer = ThumbnailWriter(layout.rows_path(staged), lengths)
@@ -178,6 +209,7 @@ def build(index: Path, *, seed: int = 0, rows: int = ROWS, thumbnails: bool = Tr
         rows_sha256="0" * 64,
         batch_size=UNIT_ROWS,
         unit_rows=UNIT_ROWS,
+        threads=0,
         saturated=0,
         thumbnail_size=16 if thumbnails else 0,
         recall_at_10={layer.name: 1.0 for layer in layers},
@@ -193,10 +225,19 @@ def _is_valid(row: int, rows: int) -> bool:
     return row not in (0, 17, UNIT_ROWS - 1, UNIT_ROWS, rows - 1)
 
 
+def _size(row: int) -> tuple[int, int]:
+    return (16, 9) if row % 2 else (11, 16)
+
+
+def _boxes(generator: np.random.Generator) -> tuple[Box, ...]:
+    """None, one or two boxes with corners of two digits."""
+    corners = generator.integers(10, 100, (int(generator.integers(3)), 4)).tolist()
+    return tuple(Box(None if box[0] % 2 else "tail", *map(float, box)) for box in corners)
+
+
 def _picture(row: int) -> bytes:
     buffer = io.BytesIO()
-    size = (16, 9) if row % 2 else (11, 16)
-    Image.new("RGB", size, (row * 3, 255 - row * 3, row)).save(buffer, "JPEG")
+    Image.new("RGB", _size(row), (row * 3, 255 - row * 3, row)).save(buffer, "JPEG")
     return buffer.getvalue()
 
 
@@ -204,6 +245,7 @@ def _record(row: int, rows: int, picture: bytes) -> RowRecord:
     valid = _is_valid(row, rows)
     # Of the bad ones, some could be read but not decoded, and some were empty.
     data = picture or (b"" if row % 2 else b"not a picture")
+    width, height = _size(row) if valid else (0, 0)
     return RowRecord(
         row=row,
         key=f"зоопарк/野 {row:03d}.jpg" if row % 3 else f"plain/{row}.png",
@@ -212,6 +254,8 @@ def _record(row: int, rows: int, picture: bytes) -> RowRecord:
         reason="" if valid else f"cannot identify image №{row}",
         bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest() if data else "",
+        width=width,
+        height=height,
     )
 
 
@@ -256,7 +300,27 @@ def _write_layer(
     vectors = dense_scores(layer, activations, "mean", valid)[valid]
     file = staged / layout.faiss_file(layer.name)
     file.parent.mkdir(exist_ok=True)
-    write_atomically(file, neighbours.build(vectors, np.flatnonzero(valid)))
+    images = np.flatnonzero(valid)
+    neighbours.build(file, layer.channels, len(images), [(vectors, images)])
+
+
+def _complete_layer(
+    staged: Path, layer: LayerRecord, activations: Half, valid: npt.NDArray[np.bool_]
+) -> None:
+    """The other direction of the scores, statistics, correlation, and activations if dense."""
+    group = layout.layer_path(staged, layer.name)
+    rows = len(activations)
+    for pooling in layer.poolings:
+        scores = dense_scores(layer, activations, pooling, valid)
+        path = group / layout.row_scores_name(pooling)
+        write_array(path, scores, layout.row_scores_spec(layer, rows, UNIT_ROWS))
+        write_statistics(group, layer, pooling, np.flatnonzero(valid))
+    write_correlation(group, layer, UNIT_ROWS, valid)
+    if layer.dense:
+        values = activations.transpose(0, 2, 1).copy()
+        values[~valid] = np.nan
+        spec = layout.activations_spec(layer, rows, UNIT_ROWS)
+        write_array(group / layout.ACTIVATIONS, values, spec)
 
 
 def _write_top(group: Path, layer: LayerRecord, pooling: Pooling, scores: Half, maps: Half) -> None:

@@ -9,7 +9,8 @@ import oracle
 import pytest
 
 from vitscope.indexer.model import Weights
-from vitscope.indexer.run import Options, index
+from vitscope.indexer.options import Options
+from vitscope.indexer.run import index
 from vitscope.store.generation import Generation, open_generation
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"

@@ -11,7 +11,8 @@ import pytest
 from pictures import BAD, write_pictures
 
 from vitscope.indexer.model import Weights
-from vitscope.indexer.run import Options, index
+from vitscope.indexer.options import Options
+from vitscope.indexer.run import index
 from vitscope.store.errors import NotKeptError
 from vitscope.store.generation import Generation, open_generation
 

@@ -15,7 +15,9 @@ pytestmark = [
 ]
 
 TOKENS = TokenLayout(("cls", "reg"), 7, 5)
-LAYER = LayerRecord("blocks.0.mlp", 0, 96, TOKENS, TOKENS.poolings, 9, dense=False)
+LAYER = LayerRecord(
+    "blocks.0.mlp", 0, 96, TOKENS, TOKENS.poolings, 9, dense=False, dense_prefix=False
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 from pictures import write_pictures
+from runs import files_of, tiny
 
 from vitscope.client.cli import main
 from vitscope.indexer import work
 from vitscope.indexer.errors import OutputError
-from vitscope.indexer.model import Weights
-from vitscope.indexer.run import Options, index
+from vitscope.indexer.options import Options
+from vitscope.indexer.run import index
 from vitscope.store import publish as publish_module
 from vitscope.store.verify import verify
 
@@ -64,22 +65,8 @@ class Reaper:
         return call
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
-    found = [path for path in folder.rglob("*") if path.is_file()]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
-
-
 def options(pictures: Path, out: Path) -> Options:
-    return Options(
-        model="test_vit",
-        data=pictures,
-        out=out,
-        weights=Weights(random=True),
-        img_size=32,
-        top_k=2,
-        batch_size=4,
-        unit_rows=4,
-    )
+    return tiny(pictures, out, top_k=2, poolings=("mean",))
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
@@ -112,8 +99,8 @@ def test_a_run_that_loses_the_race_says_so(tmp_path: Path, monkeypatch: pytest.M
     check = work.check_output
     calls: list[Path] = []
 
-    def publish_in_between(out: Path) -> None:
-        check(out)
+    def publish_in_between(out: Path, **given: bool) -> None:
+        check(out, **given)
         if not calls:
             calls.append(out)
             index(other)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from pictures import BAD, write_pictures
+from runs import files_of
 
 from vitscope.client.cli import main
 
@@ -23,15 +24,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     write_pictures(folder, 60)
     return folder
-
-
-def files_of(index: Path) -> dict[str, bytes]:
-    """All files of an index by path."""
-    return {
-        path.relative_to(index).as_posix(): path.read_bytes()
-        for path in index.rglob("*")
-        if path.is_file()
-    }
 
 
 def small(pictures: Path, out: Path) -> list[str]:
@@ -47,7 +39,11 @@ def test_indexes_and_says_what_it_made(
     assert "Published 000001-" in said.out
     assert "60 images, 6 layers" in said.out
     assert "images: 60/60 (100%)" in said.err
-    assert sorted(p.name for p in (tmp_path / "index").iterdir()) == ["CURRENT", "generations"]
+    assert sorted(p.name for p in (tmp_path / "index").iterdir()) == [
+        "CURRENT",
+        "generations",
+        "lock",
+    ]
     assert main(["verify", "--deep", str(tmp_path / "index")]) == 0
 
 

@@ -12,7 +12,8 @@ from pictures import write_pictures
 from synthetic import ServerProcess
 
 from vitscope.indexer.model import Weights
-from vitscope.indexer.run import Options, index
+from vitscope.indexer.options import Options
+from vitscope.indexer.run import index
 from vitscope.v1 import query_pb2 as pb
 from vitscope.v1.service_pb2_grpc import ActivationServiceStub
 

@@ -7,7 +7,6 @@ import math
 import random
 import shutil
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from vitscope.store import layout
 from vitscope.store.arrays import (
     ArraySpec,
     create_array,
-    join_bytes,
     leading_spec,
     line_spec,
     open_array,
@@ -65,6 +63,8 @@ def rows_truth(synthetic: Synthetic) -> Truth:
     truth: dict[str, npt.NDArray[Any]] = {
         "valid": np.array([int(record.valid) for record in records], np.uint8),
         "label": np.array(labels, np.int32),
+        "width": np.array([record.width for record in records], np.int32),
+        "height": np.array([record.height for record in records], np.int32),
         "bytes": np.array([record.bytes for record in records], np.int64),
         "sha256": np.array([list(bytes.fromhex(r.sha256 or "00" * 32)) for r in records], np.uint8),
     }
@@ -289,11 +289,3 @@ def test_lines_are_stored_in_whole_chunks(length: int) -> None:
     assert spec.shape == (length,)
     assert spec.shard[0] % spec.chunk[0] == 0
     assert spec.shard[0] <= max(1, length + spec.chunk[0])
-
-
-@given(st.lists(st.binary(max_size=9), max_size=20))
-def test_joined_bytes_come_apart_again(values: list[bytes]) -> None:
-    data, edges = join_bytes(values)
-    assert (data.dtype.name, edges.dtype.name, len(edges)) == ("uint8", "int64", len(values) + 1)
-    parts = [data[start:stop].tobytes() for start, stop in pairwise(edges.tolist())]
-    assert parts == values

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +32,13 @@ ARRAYS = {"box", "box_edge", "box_label", "box_label_name", "box_label_name_edge
 
 def records(boxes: Sequence[tuple[Box, ...]]) -> list[RowRecord]:
     return [
-        RowRecord(row, f"{row}.jpg", None, True, "", 9, "", each) for row, each in enumerate(boxes)
+        RowRecord(row, f"{row}.jpg", None, True, "", 9, "", 8, 8, each)
+        for row, each in enumerate(boxes)
     ]
 
 
 def test_zarr_python_and_xarray_read_the_boxes(tmp_path: Path) -> None:
-    write_rows(tmp_path, records(BOXES))
+    write_rows(tmp_path, lambda: [records(BOXES)])
     group = zarr.open_group(tmp_path, mode="r")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -59,14 +61,14 @@ def test_zarr_python_and_xarray_read_the_boxes(tmp_path: Path) -> None:
 
 
 def test_a_table_without_boxes_has_no_arrays_of_them(tmp_path: Path) -> None:
-    write_rows(tmp_path, records([(), ()]))
+    write_rows(tmp_path, lambda: [records([(), ()])])
     assert not ARRAYS & {path.name for path in tmp_path.iterdir()}
     assert RowTable(tmp_path).boxes(1) == ()
 
 
 def test_many_boxes_fill_several_chunks(tmp_path: Path) -> None:
     boxes = [tuple(Box(None, n, k, n + 1, k + 1) for k in range(n % 4)) for n in range(9000)]
-    write_rows(tmp_path, records(boxes))
+    write_rows(tmp_path, lambda: [records(boxes)])
     table = RowTable(tmp_path)
     assert [table.boxes(row) for row in range(9000)] == boxes
 
@@ -82,10 +84,9 @@ def publish_with_boxes(synthetic: Synthetic, index: Path) -> Path:
             shutil.rmtree(path)
     boxes = [*BOXES, *[()] * (len(synthetic.records) - len(BOXES))]
     table = [
-        RowRecord(r.row, r.key, r.label, r.valid, r.reason, r.bytes, r.sha256, some)
-        for r, some in zip(synthetic.records, boxes, strict=True)
+        replace(record, boxes=some) for record, some in zip(synthetic.records, boxes, strict=True)
     ]
-    write_rows(rows, table)
+    write_rows(rows, lambda: [table])
     publish(index, staged, synthetic.manifest)
     return index
 

@@ -88,7 +88,8 @@ def test_a_damaged_manifest_ends_with_4(
     assert main([command, str(synthetic_copy)]) == 4
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.endswith("is not what was published.\n")
+    assert captured.err.startswith("vitscope: manifest.json of generation")
+    assert "is not what was published" in captured.err
 
 
 def test_the_console_script_prints_json_and_nothing_else(synthetic: Synthetic) -> None:

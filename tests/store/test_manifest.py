@@ -59,7 +59,7 @@ MANIFESTS = st.builds(
     thumbnail_size=COUNTS,
     recall_at_10=st.dictionaries(NAMES, st.floats(0, 1), max_size=3),
     written_by=NAMES,
-    files=st.dictionaries(NAMES, st.builds(FileRecord, bytes=COUNTS, sha256=NAMES), max_size=3),
+    files=st.dictionaries(NAMES, st.builds(FileRecord, bytes=COUNTS, blake3=NAMES), max_size=3),
 )
 
 

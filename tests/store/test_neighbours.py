@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import math
+import resource
+import signal
+import tempfile
+from pathlib import Path
 
+import faiss
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -83,6 +88,16 @@ def test_a_row_without_activations_has_no_neighbours(synthetic: Synthetic, row: 
         open_generation(synthetic.path).neighbours("blocks.0.mlp").nearest(row, 3)
 
 
+def built(blocks: list[tuple[npt.NDArray[np.float16], npt.NDArray[np.int64]]]) -> bytes:
+    """The file that `build` writes of `blocks`."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "layer.faiss"
+        count = sum(len(rows) for _, rows in blocks)
+        neighbours.build(path, blocks[0][0].shape[1], count, blocks)
+        assert [each.name for each in path.parent.iterdir()] == [path.name]
+        return path.read_bytes()
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     hnp.arrays(
@@ -99,7 +114,7 @@ def test_nearest_of_small_random_sets(
     ids = np.array(sorted(draw.draw(st.permutations(range(count + 5)))[:count]), np.int64)
     place = draw.draw(st.integers(0, count - 1))
     k = draw.draw(st.integers(1, count - 1))
-    index = neighbours.load(neighbours.build(vectors, ids))
+    index = neighbours.load(built([(vectors, ids)]))
     found, near = index.nearest(int(ids[place]), k)
     truth = [-2.0] * (count + 5)
     for other, row in enumerate(ids.tolist()):
@@ -131,3 +146,31 @@ def test_normalised_vectors_have_length_one_or_zero(vectors: npt.NDArray[np.floa
 def test_what_faiss_cannot_read_is_damage(data: bytes) -> None:
     with pytest.raises(DamagedIndexError):
         neighbours.load(data)
+
+
+@pytest.mark.parametrize("count", [0, 1, 300])
+def test_the_file_is_that_of_one_index_made_at_once(count: int) -> None:
+    vectors = np.random.default_rng(5).normal(size=(count, 7)).astype(np.float16)
+    rows = 3 * np.arange(count, dtype=np.int64)
+    whole = faiss.IndexIDMap2(faiss.IndexFlatIP(7))
+    whole.add_with_ids(neighbours.normalise(vectors), rows)
+    for size in (1, 64, 300):
+        cuts = range(0, max(count, 1), size)
+        blocks = [(vectors[start : start + size], rows[start : start + size]) for start in cuts]
+        # A unit in which no image is valid has none to give.
+        blocks.insert(1, (vectors[:0], rows[:0]))
+        assert built(blocks) == faiss.serialize_index(whole).tobytes()
+
+
+def test_a_disk_that_refuses_the_file_is_said_and_leaves_none(tmp_path: Path) -> None:
+    vectors = np.ones((4, 7), np.float16)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            neighbours.build(tmp_path / "layer.faiss", 7, 4, [(vectors, np.arange(4))])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not (tmp_path / "layer.faiss").exists()

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 from synthetic import Synthetic, build
 
 from vitscope.store.errors import NotAnIndexError
@@ -30,7 +31,7 @@ def test_the_manifest_has_the_digest_of_every_file(synthetic: Synthetic) -> None
     manifest = found.pop("manifest.json")
     body = json.loads(manifest)
     assert body["files"] == {
-        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        name: {"bytes": len(data), "blake3": blake3(data).hexdigest()}
         for name, data in found.items()
     }
     assert synthetic.generation == f"000001-{hashlib.sha256(manifest).hexdigest()[:16]}"
@@ -79,7 +80,7 @@ def test_before_the_pointer_moves_the_old_generation_is_read(
     # As a kill just before the last step leaves it.
     (synthetic_copy / "CURRENT").write_bytes(pointer)
     assert open_generation(synthetic_copy).name == synthetic.generation
-    assert complete_publication(synthetic_copy, staged) == name
+    assert complete_publication(synthetic_copy, staged, 2) == name
     assert open_generation(synthetic_copy).name == name
 
 
@@ -87,10 +88,11 @@ def test_a_first_publication_that_was_cut_off_is_completed(
     synthetic: Synthetic, synthetic_copy: Path
 ) -> None:
     (synthetic_copy / "CURRENT").unlink()
+    (synthetic_copy / "building").mkdir()
     with pytest.raises(NotAnIndexError):
         open_generation(synthetic_copy)
     staged = synthetic_copy / "building" / "staged"
-    assert complete_publication(synthetic_copy, staged) == synthetic.generation
+    assert complete_publication(synthetic_copy, staged, 1) == synthetic.generation
     assert open_generation(synthetic_copy).name == synthetic.generation
     assert verify(synthetic_copy, deep=True).problems == ()
 
@@ -100,7 +102,7 @@ def test_there_is_nothing_to_complete_while_the_staged_folder_is_there(
 ) -> None:
     (synthetic_copy / "CURRENT").unlink()
     staged = staged_again(synthetic, synthetic_copy)
-    assert complete_publication(synthetic_copy, staged) is None
+    assert complete_publication(synthetic_copy, staged, 1) is None
     assert not (synthetic_copy / "CURRENT").exists()
 
 
@@ -108,7 +110,7 @@ def test_there_is_nothing_to_complete_while_the_staged_folder_is_there(
 def test_there_is_nothing_to_complete_in_a_new_folder(tmp_path: Path, generations: bool) -> None:
     if generations:
         (tmp_path / "generations").mkdir()
-    assert complete_publication(tmp_path, tmp_path / "building" / "staged") is None
+    assert complete_publication(tmp_path, tmp_path / "building" / "staged", 1) is None
     assert not (tmp_path / "CURRENT").exists()
 
 
@@ -140,4 +142,4 @@ def test_foreign_entries_beside_generations_are_passed_over(synthetic_copy: Path
     (synthetic_copy / "generations" / ".DS_Store").write_bytes(b"")
     (synthetic_copy / "generations" / "backup").mkdir()
     name = (synthetic_copy / "CURRENT").read_text().strip()
-    assert complete_publication(synthetic_copy, synthetic_copy / "none") == name
+    assert complete_publication(synthetic_copy, synthetic_copy / "none", 1) == name

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,10 @@ from synthetic import Synthetic
 from vitscope.store import arrays
 from vitscope.store.arrays import open_array
 from vitscope.store.boxes import Box
+from vitscope.store.columns import NO_LABEL
 from vitscope.store.errors import DamagedIndexError
-from vitscope.store.rows import NO_LABEL, RowRecord, RowTable, ThumbnailWriter, write_rows
+from vitscope.store.files import tree_files
+from vitscope.store.rows import RowRecord, RowTable, ThumbnailWriter, write_rows
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
 DIGEST = st.just("") | st.binary(min_size=32, max_size=32).map(bytes.hex).filter(
@@ -38,6 +42,8 @@ def tables(draw: st.DrawFn) -> list[RowRecord]:
             reason=draw(TEXT),
             bytes=draw(st.integers(0, 2**62)),
             sha256=draw(DIGEST),
+            width=draw(st.integers(0, 2**31 - 1)),
+            height=draw(st.integers(0, 2**31 - 1)),
             boxes=tuple(draw(BOXES)),
         )
         for row in range(count)
@@ -49,7 +55,8 @@ def tables(draw: st.DrawFn) -> list[RowRecord]:
 def test_records_come_back(records: list[RowRecord]) -> None:
     # A folder of its own for every table: the cache of arrays is by path.
     with tempfile.TemporaryDirectory() as folder:
-        write_rows(Path(folder), records)
+        valid = write_rows(Path(folder), lambda: [records])
+        assert valid.tolist() == [record.row for record in records if record.valid]
         table = RowTable(Path(folder))
         assert len(table) == len(records)
         assert [table.record(row) for row in range(len(records))] == records
@@ -59,6 +66,73 @@ def test_records_come_back(records: list[RowRecord]) -> None:
             assert (table.key(row), table.label(row)) == (record.key, record.label)
             assert (table.labels[row] == NO_LABEL) == (record.label is None)
             assert table.boxes(row) == record.boxes
+            assert table.sizes[row].tolist() == [record.width, record.height]
+
+
+def cut(records: list[RowRecord], cuts: list[int]) -> list[list[RowRecord]]:
+    return [records[a:b] for a, b in pairwise([0, *sorted(cuts), len(records)])]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.as_posix(): (folder / path).read_bytes() for path in tree_files(folder)}
+
+
+@settings(max_examples=25, deadline=None)
+@given(tables(), st.lists(st.integers(0, 12), max_size=5), st.sampled_from([1, 1 << 16]))
+def test_the_files_do_not_depend_on_how_the_records_are_cut(
+    records: list[RowRecord], cuts: list[int], line: int
+) -> None:
+    """With shards of 64 elements too, so that few records fill several and end within one."""
+    parts = cut(records, cuts)
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(arrays, "_LINE", line)
+        whole, pieces = Path(folder, "whole"), Path(folder, "pieces")
+        expected = write_rows(whole, lambda: [records])
+        assert np.array_equal(write_rows(pieces, lambda: iter(parts)), expected)
+        assert files(pieces) == files(whole)
+        table = RowTable(pieces)
+        assert [table.record(row) for row in range(len(records))] == records
+
+
+def test_a_table_of_several_shards_in_every_column(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrays, "_LINE", 1)
+    monkeypatch.setattr(arrays, "_SHARD_BYTES", 1 << 15)
+    count = 2500
+    records = [
+        RowRecord(
+            row=row,
+            key=f"n{row % 7}/{'ü' * (row % 5)}{row}.jpg",
+            label=f"n{row % 7}" if row % 3 else None,
+            valid=row % 11 != 0,
+            reason="" if row % 11 else f"bad {row}",
+            bytes=row << 33,
+            sha256=f"{row + 1:064x}",
+            width=row,
+            height=count - row,
+            boxes=(Box("a" * (row % 3), row, 1, 2, 3),) * (row % 4),
+        )
+        for row in range(count)
+    ]
+    parts = [records[start : start + 97] for start in range(0, count, 97)]
+    valid = write_rows(tmp_path, lambda: parts)
+    assert valid.tolist() == [row for row in range(count) if row % 11]
+    table = RowTable(tmp_path)
+    assert [table.record(row) for row in range(count)] == records
+    for name in ("key", "key_edge", "label", "sha256", "box_label", "width", "reason"):
+        assert len([path for path in (tmp_path / name / "c").rglob("*") if path.is_file()]) > 1
+
+
+def test_parts_that_change_between_the_passes_are_noticed(tmp_path: Path) -> None:
+    record = RowRecord(0, "a", None, True, "", 1, "", 1, 1)
+    passes: Iterator[list[list[RowRecord]]] = iter(
+        [[[record]], [[]], [[record]], [[record], [record]]]
+    )
+    with pytest.raises(ValueError, match="fewer than the 1 entries"):
+        write_rows(tmp_path / "less", lambda: next(passes))
+    with pytest.raises(ValueError, match="more than the 1 entries"):
+        write_rows(tmp_path / "more", lambda: next(passes))
 
 
 def test_the_synthetic_table(synthetic: Synthetic) -> None:

@@ -107,3 +107,15 @@ def test_a_folder_in_the_place_of_a_file_is_named(synthetic_copy: Path, folder: 
     (folder / SHARD).unlink()
     (folder / SHARD).mkdir()
     assert verify(synthetic_copy).problems == (f"{SHARD} is missing.",)
+
+
+def test_a_link_to_nowhere_is_foreign(synthetic_copy: Path, folder: Path) -> None:
+    (folder / "seals" / "link").symlink_to("nothing")
+    assert verify(synthetic_copy).problems == ("seals/link does not belong to the index.",)
+
+
+def test_the_quick_check_reads_seals(synthetic_copy: Path, folder: Path) -> None:
+    flip(folder / "seals" / "rows.npz")
+    assert verify(synthetic_copy).problems == (
+        "seals/rows.npz has other bytes than were published.",
+    )

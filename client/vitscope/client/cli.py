@@ -28,11 +28,13 @@ exit codes:
   6    a server that could not start
   130  interrupted
   141  the reader of the output went away
+  143  stopped by SIGTERM
 
 `vitscope COMMAND --help` describes a command. Answers go to stdout, all else to stderr."""
 
 # Which extra brings a library, for commands that name none or need FAISS besides.
 _EXTRA_OF = {
+    "blake3": "store",
     "faiss": "faiss-cpu",
     "grpc_health": "server",
     "grpc_reflection": "server",

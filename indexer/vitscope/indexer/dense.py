@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
+
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from vitscope.indexer.pooling import HALF_MAX
@@ -11,13 +14,19 @@ from vitscope.store.manifest import LayerRecord
 
 
 class DenseWriter:
-    """Gathers images until a shard of them is full, so that no shard is written twice."""
+    """Gathers images until a shard of them is full, so that no shard is written twice.
+
+    A thread writes one shard while the next is gathered: two are in memory. Images stay as they
+    come, tokens before channels; what is written is a view of them with these axes exchanged.
+    """
 
     def __init__(self, layer: LayerRecord, array: Array, shard_rows: int) -> None:
         self._array = array
-        shape = (shard_rows, layer.channels, layer.tokens.tokens)
-        self._buffer = np.empty(shape, np.float16)
+        shape = (shard_rows, layer.tokens.tokens, layer.channels)
+        self._buffer, self._other = (torch.empty(shape, dtype=torch.float16) for _ in range(2))
         self._start = self._filled = 0
+        self._thread = ThreadPoolExecutor(1)
+        self._written: Future[None] | None = None
 
     def start_unit(self, row: int) -> None:
         """The next image is `row`, the first of a shard."""
@@ -25,20 +34,49 @@ class DenseWriter:
 
     def add(self, activation: torch.Tensor, valid: torch.Tensor) -> None:
         """Take in activations (B, T, C) of the next images; NaN where `valid` (B,) is False."""
-        halves = activation.clamp(-HALF_MAX, HALF_MAX).half()
-        halves = halves.masked_fill(~valid[:, None, None], torch.nan)
-        values = halves.transpose(1, 2).cpu().numpy()  # [B, C, T]
+        bad = ~valid.cpu().numpy()
+        while len(activation):
+            room = self._room(len(activation))
+            # Converted without a copy in between, which is fast from memory without gaps; what
+            # overflows is infinite at first. The same values as `to_half` gives.
+            room.copy_(activation[: len(room)].contiguous()).clamp_(-HALF_MAX, HALF_MAX)
+            room.numpy()[bad[: len(room)]] = np.nan
+            activation, bad = activation[len(room) :], bad[len(room) :]
+            self._took(len(room))
+
+    def add_stored(self, values: npt.NDArray[np.float16]) -> None:
+        """Take in activations (B, C, T) of the next images as they are stored."""
         while len(values):
-            room = min(len(values), len(self._buffer) - self._filled)
-            self._buffer[self._filled : self._filled + room] = values[:room]
-            self._filled += room
-            values = values[room:]
-            if self._filled == len(self._buffer):
-                self.flush()
+            room = self._room(len(values)).numpy()
+            room[...] = values[: len(room)].transpose(0, 2, 1)
+            values = values[len(room) :]
+            self._took(len(room))
 
     def flush(self) -> None:
-        """Write what was gathered: a full shard, or the last of a unit."""
+        """Write the last images of a unit, and return once all of it is on the disk."""
+        self._hand_over()
+        self._wait()
+
+    def _room(self, images: int) -> torch.Tensor:
+        return self._buffer[self._filled :][:images]
+
+    def _took(self, images: int) -> None:
+        self._filled += images
+        if self._filled == len(self._buffer):
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Let the thread write what was gathered, once it has written what was before."""
+        self._wait()
         if self._filled:
+            values = self._buffer[: self._filled].numpy().transpose(0, 2, 1)  # [B, C, T]
             rows = slice(self._start, self._start + self._filled)
-            self._array.write(self._buffer[: self._filled], rows)
-            self._start, self._filled = self._start + self._filled, 0
+            self._written = self._thread.submit(self._array.write, values, rows)
+            self._buffer, self._other = self._other, self._buffer
+            self._start, self._filled = rows.stop, 0
+
+    def _wait(self) -> None:
+        written, self._written = self._written, None
+        if written:
+            # Raises what the thread could not write.
+            written.result()

@@ -3,7 +3,8 @@
     IndexingError
     ├── SourceError       the pictures: no such folder, nothing in it
     ├── ModelError        the model: unknown, unsupported, weights missing or of another model
-    └── OutputError       the output folder: something else is there, or another run's work
+    ├── OutputError       the output folder: something else is there, or another run's work
+    └── NothingNewError   all pictures to be added are there already: no failure
 
 Every message is one sentence for the person who typed the command.
 """
@@ -25,3 +26,9 @@ class ModelError(IndexingError):
 
 class OutputError(IndexingError):
     """The output folder cannot take this run."""
+
+
+class NothingNewError(IndexingError):
+    """Every picture that was to be added is in the index already."""
+
+    exit_code = 0

@@ -22,6 +22,11 @@ class Unit:
         """Name of its folder and receipt."""
         return f"{self.number:06d}"
 
+    @property
+    def rows(self) -> slice:
+        """Its rows of the index."""
+        return slice(self.start, self.stop)
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -29,20 +34,35 @@ class Plan:
 
     model: ModelRecord
     layers: tuple[LayerRecord, ...]
+    base: str
+    """The generation that pictures are added to; empty for a new index."""
+    base_rows: int
+    """Rows of `base`; those of this run's pictures follow."""
     rows: int
     rows_sha256: str
     """Digest of the frozen row list."""
     batch_size: int
     unit_rows: int
+    threads: int
+    """Of a forward on the CPU: matrix products may round differently with another number; 0 for
+    other devices."""
     thumbnail_size: int
 
     @property
+    def ordinal(self) -> int:
+        """Of the generation that the run publishes."""
+        return int(self.base[:6] or 0) + 1
+
+    @property
     def units(self) -> tuple[Unit, ...]:
-        """All units, in the order of their rows."""
-        starts = range(0, self.rows, self.unit_rows)
+        """All units with new rows, in the order of their rows.
+
+        The first one also holds the rows of the base's last unit where that is not full.
+        """
+        first = self.base_rows // self.unit_rows
         return tuple(
-            Unit(number, start, min(start + self.unit_rows, self.rows))
-            for number, start in enumerate(starts)
+            Unit(number, number * self.unit_rows, min((number + 1) * self.unit_rows, self.rows))
+            for number in range(first, -(-self.rows // self.unit_rows))
         )
 
     def to_json(self) -> bytes:

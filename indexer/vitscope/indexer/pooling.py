@@ -48,6 +48,11 @@ def round_to_half(wide: torch.Tensor) -> torch.Tensor:
     return odd.view(torch.float32).half() + 0.0
 
 
+def to_half(values: torch.Tensor) -> torch.Tensor:
+    """Activations as they are stored: the nearest float16, saturated."""
+    return values.clamp(-HALF_MAX, HALF_MAX).half()
+
+
 def saturated(wide: torch.Tensor) -> int:
     """How many values lie beyond the range of float16."""
     return int((wide.abs() > HALF_MAX).sum())

@@ -6,6 +6,8 @@ import sys
 import time
 from typing import TextIO
 
+from vitscope.indexer.stopping import check
+
 _LIVE_SECONDS = 0.5
 _PLAIN_SECONDS = 10.0
 
@@ -23,7 +25,8 @@ class Progress:
         self._start = self._printed = time.monotonic()
 
     def advance(self, count: int) -> None:
-        """Count `count` more as done, and show it where it is time to."""
+        """Count `count` more as done; show it where it is time to, stop where that was asked."""
+        check()
         self.done += count
         now = time.monotonic()
         if now - self._printed >= (_LIVE_SECONDS if self._live else _PLAIN_SECONDS):

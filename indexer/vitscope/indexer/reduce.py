@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vitscope.indexer.pooling import pool, round_to_half, saturated
+from vitscope.indexer.pooling import pool, round_to_half, saturated, to_half
 from vitscope.indexer.topk import Candidates, RunningTop
 from vitscope.store.manifest import LayerRecord, Pooling
 
@@ -24,6 +24,7 @@ class LayerReduction:
             for pooling in layer.poolings
         }
         self._scores: dict[Pooling, npt.NDArray[np.float16]] = {}
+        self._prefix = np.empty((0, 0, layer.channels), np.float16)
         self.saturated = 0
         """Scores of the current unit that lie beyond the range of float16."""
 
@@ -33,7 +34,20 @@ class LayerReduction:
         self._scores = {
             pooling: np.full(shape, np.nan, np.float16) for pooling in self.layer.poolings
         }
+        kept = len(self.layer.tokens.prefix) if self.layer.dense_prefix else 0
+        self._prefix = np.full((rows, kept, self.layer.channels), np.nan, np.float16)
         self.saturated = 0
+
+    def carry(
+        self,
+        scores: Mapping[Pooling, npt.NDArray[np.float16]],
+        prefix: npt.NDArray[np.float16] | None,
+    ) -> None:
+        """Take over scores (C, M) and prefix activations (M, P, C) of the first M images."""
+        for pooling, some in scores.items():
+            self._scores[pooling][:, : some.shape[1]] = some
+        if prefix is not None:
+            self._prefix[: len(prefix)] = prefix
 
     def update(
         self, activation: torch.Tensor, rows: torch.Tensor, valid: torch.Tensor, offset: int
@@ -52,10 +66,18 @@ class LayerReduction:
             scores = round_to_half(wide)
             top.update(scores, rows, patches)
             self._scores[pooling][:, offset : offset + len(rows)] = scores.T.cpu().numpy()
+        if self.layer.dense_prefix:
+            halves = to_half(activation[:, : len(tokens.prefix)])
+            halves = halves.masked_fill(blank[:, :, None], torch.nan)
+            self._prefix[offset : offset + len(rows)] = halves.cpu().numpy()
 
     def scores(self, pooling: Pooling) -> npt.NDArray[np.float16]:
         """Scores (C, U) of the current unit."""
         return self._scores[pooling]
+
+    def prefix(self) -> npt.NDArray[np.float16]:
+        """Activations (U, P, C) of the prefix tokens in the current unit, where they are kept."""
+        return self._prefix
 
     def candidates(self, pooling: Pooling, start: int, stop: int) -> Candidates:
         """Images of rows `start` to `stop` that may be among the best of all."""

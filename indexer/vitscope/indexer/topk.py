@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vitscope.indexer.pooling import HALF_MAX
+from vitscope.indexer.pooling import to_half
 
 ROW_BITS = 40
 """Bits of a ranking key that hold the row: a trillion images."""
@@ -67,7 +67,7 @@ class RunningTop:
         enter = keep[:, k:].nonzero()
         channel, slot, image = channels[enter[:, 0]], leave[:, 1], enter[:, 1]
         self._keys[channel, slot] = keys[channel, image]
-        self._maps[channel, slot] = _half(patches[image, :, channel])
+        self._maps[channel, slot] = to_half(patches[image, :, channel])
         self._bar[channels] = self._keys[channels].amin(1)
 
     def candidates(self, start: int, stop: int) -> Candidates:
@@ -102,10 +102,6 @@ class RunningTop:
         merged = torch.cat([self._keys, batch], 1)
         self._keys = merged.topk(self._keys.shape[1]).values.contiguous()
         self._bar = self._keys.amin(1)
-
-
-def _half(values: torch.Tensor) -> torch.Tensor:
-    return values.clamp(-HALF_MAX, HALF_MAX).half()
 
 
 def _scores(keys: torch.Tensor) -> torch.Tensor:

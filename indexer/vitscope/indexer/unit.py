@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
 import numpy as np
 import torch
 
-from vitscope.indexer.capture import CapturedLayer, capture
+from vitscope.indexer.base import Base
+from vitscope.indexer.capture import capture
 from vitscope.indexer.decode import Decoder, Picture
 from vitscope.indexer.dense import DenseWriter
-from vitscope.indexer.model import LoadedModel
+from vitscope.indexer.job import Job
 from vitscope.indexer.plan import Unit
-from vitscope.indexer.progress import Progress
 from vitscope.indexer.reduce import LayerReduction
-from vitscope.indexer.sources import Source
+from vitscope.indexer.stage import region, shards, unit_arrays
 from vitscope.indexer.work import Work
 from vitscope.store import layout
 from vitscope.store.arrays import create_array
@@ -26,113 +26,166 @@ from vitscope.store.rows import RowRecord
 _BATCHES_AHEAD = 2
 
 
-@dataclass(frozen=True, slots=True)
 class Worker:
     """Runs units one after the other; its running top-K carries over from unit to unit."""
 
-    source: Source
-    decoder: Decoder
-    model: LoadedModel
-    layers: Sequence[CapturedLayer]
-    reductions: Sequence[LayerReduction]
-    dense: Mapping[int, DenseWriter]
-    """By number of the layer, where all its activations are kept."""
-    work: Work
-    device: str
-    progress: Progress
-    pool: ThreadPoolExecutor
+    def __init__(self, job: Job, work: Work, advance: Callable[[int], None]) -> None:
+        """`advance` is told how many images were done."""
+        plan = job.plan
+        self._job = job
+        self._work = work
+        self._advance = advance
+        self._decoder = Decoder(job.model.steps, plan.thumbnail_size)
+        self._reductions = [LayerReduction(layer, job.device) for layer in plan.layers]
+        self._dense = {
+            number: _dense_writer(work, number)
+            for number, layer in enumerate(plan.layers)
+            if layer.dense
+        }
+        self._pool = ThreadPoolExecutor(max_workers=plan.threads or os.cpu_count())
 
-    def restore(self, unit: Unit) -> None:
-        """Take over the thresholds of a unit that was finished before this run."""
-        for reduction in self.reductions:
-            for pooling in reduction.layer.poolings:
-                keys = self.work.candidate_keys(unit, reduction.layer, pooling)
-                reduction.restore(pooling, keys)
+    def close(self) -> None:
+        """Stop decoding."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def restore(self, finished: Sequence[Unit]) -> None:
+        """Take over the thresholds of the base and of units that were finished before."""
+        for reduction in self._reductions:
+            layer = reduction.layer
+            for pooling in layer.poolings:
+                if self._job.base:
+                    reduction.restore(pooling, self._job.base.candidate_keys(layer, pooling))
+                for unit in finished:
+                    reduction.restore(pooling, self._work.candidate_keys(unit, layer, pooling))
 
     def run(self, unit: Unit) -> None:
         """Index the images of `unit` and leave its receipt."""
-        for reduction in self.reductions:
+        self._work.start_unit(unit)
+        for reduction in self._reductions:
             reduction.start_unit(unit.stop - unit.start)
-        for writer in self.dense.values():
+        for writer in self._dense.values():
             writer.start_unit(unit.start)
-        pictures: list[Picture] = []
-        for start, batch in self._batches(unit):
+        records: list[RowRecord] = []
+        thumbnails: list[bytes] = []
+        fresh = max(unit.start, self._job.plan.base_rows)
+        if self._job.base and fresh > unit.start:
+            carried = range(unit.start, fresh)
+            self._carry(self._job.base, carried)
+            records += self._job.base.records(carried)
+            thumbnails += self._job.base.thumbnails(carried)
+        for start, batch in self._batches(range(fresh, unit.stop)):
             self._forward(batch, start, start - unit.start)
-            # Pixels are not needed again, and a unit of them would fill the memory.
-            pictures += [replace(picture, pixels=None) for picture in batch]
-            self.progress.advance(len(batch))
-        self._write(unit, pictures)
+            records += [self._record(start + i, picture) for i, picture in enumerate(batch)]
+            thumbnails += [picture.thumbnail for picture in batch]
+            self._advance(len(batch))
+        self._write(unit, records, thumbnails)
 
-    def _batches(self, unit: Unit) -> Iterator[tuple[int, list[Picture]]]:
+    def _carry(self, base: Base, rows: range) -> None:
+        """Take over what the base's last unit has of rows that share a shard with new ones."""
+        mine = slice(rows.start, rows.stop)
+        for number, reduction in enumerate(self._reductions):
+            layer = reduction.layer
+            scores = {
+                pooling: base.array(layer, layout.scores_name(pooling), slice(None), mine)
+                for pooling in layer.poolings
+            }
+            prefix = base.array(layer, layout.PREFIX, mine) if layer.dense_prefix else None
+            reduction.carry(scores, prefix)
+            if number in self._dense:
+                for row in rows:
+                    one = slice(row, row + 1)
+                    self._dense[number].add_stored(base.array(layer, layout.ACTIVATIONS, one))
+
+    def _batches(self, rows: range) -> Iterator[tuple[int, list[Picture]]]:
         """Decoded batches, a bounded number of them ahead of the forward."""
-        size = self.work.plan.batch_size
-        rows = iter(range(unit.start, unit.stop))
-        ahead = [self.pool.submit(self._decode, row) for row in islice(rows, _BATCHES_AHEAD * size)]
-        for start in range(unit.start, unit.stop, size):
+        size = self._job.plan.batch_size
+        left = iter(rows)
+
+        def submit(count: int) -> list[Future[Picture]]:
+            return [self._pool.submit(self._decode, row) for row in islice(left, count)]
+
+        ahead = submit(_BATCHES_AHEAD * size)
+        for start in rows[::size]:
             mine, ahead = ahead[:size], ahead[size:]
             batch = [future.result() for future in mine]
-            ahead += [self.pool.submit(self._decode, row) for row in islice(rows, size)]
+            ahead += submit(size)
             yield start, batch
 
     def _decode(self, row: int) -> Picture:
         try:
-            data = self.source.read(row)
+            data = self._job.source.read(row - self._job.plan.base_rows)
         except OSError as error:
             return Picture(None, b"", "", f"the file cannot be read ({error.strerror})")
-        return self.decoder(data)
+        return self._decoder(data)
 
     def _forward(self, batch: Sequence[Picture], row: int, offset: int) -> None:
+        model, device = self._job.model, self._job.device
         # An invalid image leaves a blank in its place: the others keep their place in the batch,
         # and so their bits.
-        blank = torch.zeros(3, *self.model.input_size)
+        blank = torch.zeros(3, *model.input_size)
         pixels = torch.stack([blank if p.pixels is None else p.pixels for p in batch])
-        valid = torch.tensor([p.pixels is not None for p in batch], device=self.device)
-        rows = torch.arange(row, row + len(batch), device=self.device)
+        valid = torch.tensor([p.pixels is not None for p in batch], device=device)
+        rows = torch.arange(row, row + len(batch), device=device)
 
         def sink(number: int, activation: torch.Tensor) -> None:
-            self.reductions[number].update(activation, rows, valid, offset)
-            if number in self.dense:
-                self.dense[number].add(activation, valid)
+            self._reductions[number].update(activation, rows, valid, offset)
+            if number in self._dense:
+                self._dense[number].add(activation, valid)
 
-        with torch.inference_mode(), capture(self.model.module, self.layers, sink):
-            self.model.module(pixels.to(self.device, self.model.dtype))
+        with torch.inference_mode(), capture(model.module, self._job.layers, sink):
+            model.module(pixels.to(device, model.dtype))
 
-    def _write(self, unit: Unit, pictures: Sequence[Picture]) -> None:
-        plan = self.work.plan
-        for writer in self.dense.values():
+    def _record(self, row: int, picture: Picture) -> RowRecord:
+        listed = self._job.source.rows[row - self._job.plan.base_rows]
+        boxes = listed.boxes
+        width, height = picture.size
+        return RowRecord(
+            row=row,
+            key=listed.key,
+            label=listed.label,
+            valid=not picture.reason,
+            reason=picture.reason,
+            bytes=listed.bytes,
+            sha256=picture.sha256,
+            width=width,
+            height=height,
+            boxes=boxes.boxes if picture.reason else boxes.in_pixels(width, height),
+        )
+
+    def _write(self, unit: Unit, records: list[RowRecord], thumbnails: list[bytes]) -> None:
+        for writer in self._dense.values():
             writer.flush()
-        for reduction in self.reductions:
-            layer = reduction.layer
-            group = layout.layer_path(self.work.staged, layer.name)
-            for pooling in layer.poolings:
-                scores = reduction.scores(pooling)
-                mine = slice(unit.start, unit.stop)
-                spec = layout.scores_spec(layer, plan.rows, plan.unit_rows)
-                by_channel = create_array(group / layout.scores_name(pooling), spec)
-                by_channel.write(scores, slice(None), mine)
-                spec = layout.row_scores_spec(layer, plan.rows, plan.unit_rows)
-                by_row = create_array(group / layout.row_scores_name(pooling), spec)
-                by_row.write(np.ascontiguousarray(scores.T), mine)
-                found = reduction.candidates(pooling, unit.start, unit.stop)
-                self.work.write_candidates(unit, layer, pooling, found)
-        records = [
-            _record(self.source, unit.start + place, picture)
-            for place, picture in enumerate(pictures)
-        ]
-        saturated = int(np.sum([reduction.saturated for reduction in self.reductions]))
-        self.work.finish_unit(unit, records, [p.thumbnail for p in pictures], saturated)
+        for reduction in self._reductions:
+            self._write_layer(unit, reduction)
+        self._work.finish_unit(
+            unit,
+            records,
+            thumbnails,
+            saturated=sum(reduction.saturated for reduction in self._reductions),
+            shards=shards(self._job.plan, unit.rows),
+        )
+
+    def _write_layer(self, unit: Unit, reduction: LayerReduction) -> None:
+        layer = reduction.layer
+        group = layout.layer_path(self._work.staged, layer.name)
+        values = {}
+        for pooling in layer.poolings:
+            scores = reduction.scores(pooling)
+            values[layout.scores_name(pooling)] = scores
+            values[layout.row_scores_name(pooling)] = np.ascontiguousarray(scores.T)
+            # The base's own images are candidates already.
+            fresh = max(unit.start, self._job.plan.base_rows)
+            found = reduction.candidates(pooling, fresh, unit.stop)
+            self._work.write_candidates(unit, layer, pooling, found)
+        if layer.dense_prefix:
+            values[layout.PREFIX] = reduction.prefix()
+        for name, spec in unit_arrays(self._job.plan, layer).items():
+            if name in values:
+                create_array(group / name, spec).write(values[name], *region(spec, unit.rows))
 
 
-def _record(source: Source, row: int, picture: Picture) -> RowRecord:
-    listed = source.rows[row]
-    boxes = listed.boxes
-    return RowRecord(
-        row=row,
-        key=listed.key,
-        label=listed.label,
-        valid=not picture.reason,
-        reason=picture.reason,
-        bytes=listed.bytes,
-        sha256=picture.sha256,
-        boxes=boxes.boxes if picture.reason else boxes.in_pixels(*picture.size),
-    )
+def _dense_writer(work: Work, number: int) -> DenseWriter:
+    layer = work.plan.layers[number]
+    spec = layout.activations_spec(layer, work.plan.rows, work.plan.unit_rows)
+    path = layout.layer_path(work.staged, layer.name) / layout.ACTIVATIONS
+    return DenseWriter(layer, create_array(path, spec), spec.shard[0])

@@ -3,17 +3,16 @@
 INDEX/building/plan.json          what is being made; a resumed run must agree
 INDEX/building/staged/…           becomes the generation; units write their score shards into it
 INDEX/building/units/000003/…     a unit's row records, pictures and candidates
-INDEX/building/units/000003.json  its receipt, written last: the unit is done
+INDEX/building/units/000003.json  its receipt with the digests of all it wrote, written last
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,23 +25,31 @@ from vitscope.indexer.plan import Plan, Unit, differences
 from vitscope.indexer.topk import Candidates
 from vitscope.store import layout
 from vitscope.store.boxes import Box
-from vitscope.store.files import PARTIAL, sync_directory, write_atomically
+from vitscope.store.files import (
+    PARTIAL,
+    digest_bytes,
+    digest_file,
+    sync_directory,
+    write_atomically,
+)
 from vitscope.store.generation import current_name
 from vitscope.store.manifest import LayerRecord, Pooling
 from vitscope.store.rows import RowRecord
+from vitscope.store.seals import Seal, seal_files
 
 _PLAN = "plan.json"
-_LOCK = "lock"
+_STAGED = "staged"
 _REMOVED = ".building.removed"
-_OURS = {layout.CURRENT, layout.GENERATIONS, layout.WORK, _REMOVED}
-_WORK_ENTRIES = {_PLAN, _LOCK, "staged", "units"}
+_OURS = {layout.CURRENT, layout.GENERATIONS, layout.LOCK, layout.WORK, _REMOVED}
+_WORK_ENTRIES = {_PLAN, _STAGED, "units"}
 
 
-def check_output(index: Path) -> None:
-    """Raise `OutputError` unless `index` is free for a run, or holds an unfinished one."""
-    if not index.exists():
-        return
-    if not index.is_dir():
+def check_output(index: Path, *, append: bool = False) -> None:
+    """Raise `OutputError` unless `index` is free for a run, or holds an unfinished one.
+
+    To append to, it has to hold a published index.
+    """
+    if index.exists() and not index.is_dir():
         raise OutputError(f"{index} is a file; give a folder that does not exist yet with --out.")
     here, inside = _entries(index), _entries(index / layout.WORK)
     unfinished, published = _PLAN in inside, layout.CURRENT in here
@@ -50,17 +57,38 @@ def check_output(index: Path) -> None:
     foreign = (here - _OURS) | (inside - _WORK_ENTRIES)
     if foreign or (layout.GENERATIONS in here and not unfinished and not published):
         raise OutputError(f"{index} holds something else; give an empty or new folder with --out.")
-    if published and not unfinished:
+    if append and not published:
+        raise OutputError(f"{index} holds no published index that pictures could be added to.")
+    if published and not unfinished and not append:
         raise OutputError(
             f"{index} holds a published index already (generation {current_name(index)}); "
-            "give another folder with --out."
+            "add pictures to it with --append, or give another folder with --out."
         )
 
 
+def left_over(index: Path) -> bool:
+    """Whether a run that was published was cut off while it removed its working folder."""
+    return (index / layout.CURRENT).is_file() and (index / _REMOVED).exists()
+
+
 def sweep(index: Path) -> None:
-    """Remove what is left of a working folder whose run was published and then cut off."""
-    if (index / layout.CURRENT).is_file():
-        shutil.rmtree(index / _REMOVED, ignore_errors=True)
+    """Remove what such a run left."""
+    shutil.rmtree(index / _REMOVED, ignore_errors=True)
+
+
+def recorded_plan(index: Path) -> dict[str, Any] | None:
+    """The plan of the unfinished run at `index`, as JSON; None where there is none."""
+    path = index / layout.WORK / _PLAN
+    if not path.is_file():
+        return None
+    try:
+        plan: dict[str, Any] = json.loads(path.read_bytes())
+    except ValueError:
+        raise OutputError(
+            f"The plan of the unfinished run in {index} is damaged; remove {path.parent} to start "
+            "it anew."
+        ) from None
+    return plan
 
 
 def _entries(folder: Path) -> set[str]:
@@ -78,30 +106,7 @@ class Work:
         self.index = index
         self.plan = plan
         self.path = index / layout.WORK
-        self.staged = self.path / "staged"
-
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Be the only writer of the index; raises `OutputError` where another one is."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / _LOCK).open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
-                raise OutputError(
-                    f"{self.index} is being written by process {file.read().strip() or '?'}; "
-                    "wait for it or stop it."
-                ) from None
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            yield
-
-    @property
-    def begun(self) -> bool:
-        """Whether an earlier run left its plan here."""
-        return (self.path / _PLAN).is_file()
+        self.staged = self.path / _STAGED
 
     def begin(self) -> None:
         """Record the plan, or check that the unfinished run here has the same."""
@@ -114,17 +119,48 @@ class Work:
                     "run its own command again to finish it, or give another folder with --out."
                 )
         else:
+            self.path.mkdir(exist_ok=True)
             write_atomically(path, mine)
         (self.path / "units").mkdir(exist_ok=True)
 
-    def done(self, unit: Unit) -> bool:
-        """Whether the unit's receipt is there."""
-        return self._receipt(unit).is_file()
+    def finished(self) -> tuple[list[Unit], list[str]]:
+        """Units whose receipt is there and right, and a sentence for each whose is not.
+
+        Every byte that a receipt speaks of is read; a unit that fails is to be done again.
+        """
+        units = [unit for unit in self.plan.units if self._receipt(unit).is_file()]
+        with ThreadPoolExecutor() as pool:
+            wrong = list(pool.map(self._wrong, units))
+        notices = []
+        for unit, why in zip(units, wrong, strict=True):
+            if why:
+                self._receipt(unit).unlink()
+                notices.append(f"Rows {unit.start} to {unit.stop - 1} are indexed again: {why}.")
+        return [unit for unit, why in zip(units, wrong, strict=True) if not why], notices
+
+    def _wrong(self, unit: Unit) -> str:
+        """What is wrong with a unit's files; empty where they are as its receipt says."""
+        try:
+            for name, seal in self._seals(unit):
+                path = self.path / name
+                if not path.is_file():
+                    return f"{name} is missing"
+                if path.stat().st_size != seal.bytes or digest_file(path) != seal.blake3:
+                    return f"{name} has changed"
+        except (ValueError, KeyError, TypeError):
+            return "their receipt cannot be read"
+        return ""
 
     def finish_unit(
-        self, unit: Unit, records: list[RowRecord], thumbnails: list[bytes], saturated: int
+        self,
+        unit: Unit,
+        records: Sequence[RowRecord],
+        thumbnails: Sequence[bytes],
+        *,
+        saturated: int,
+        shards: Iterable[str],
     ) -> None:
-        """Write what is left of a unit, then its receipt."""
+        """Write what is left of a unit, then its receipt; `shards` are files below `staged`."""
         folder = self._folder(unit)
         table = {
             "rows": [asdict(record) for record in records],
@@ -132,16 +168,44 @@ class Work:
         }
         write_atomically(folder / "rows.json", json.dumps(table).encode())
         write_atomically(folder / "thumbnails.bin", b"".join(thumbnails))
-        write_atomically(self._receipt(unit), json.dumps({"saturated": saturated}).encode())
+        sync_directory(folder.parent)
+        mine = sorted(f"units/{unit.name}/{path.name}" for path in folder.iterdir())
+        seals = seal_files(self.path, [*(f"{_STAGED}/{name}" for name in shards), *mine])
+        receipt = {
+            "unit": unit.number,
+            "saturated": saturated,
+            "files": {name: asdict(seal) for name, seal in seals.items()},
+        }
+        body = json.dumps(receipt).encode()
+        write_atomically(self._receipt(unit), digest_bytes(body).encode() + b"\n" + body)
+
+    def start_unit(self, unit: Unit) -> None:
+        """Make an empty folder for a unit; what an interrupted try left goes."""
+        shutil.rmtree(self._folder(unit), ignore_errors=True)
+        self._folder(unit).mkdir(parents=True)
 
     def saturated(self, unit: Unit) -> int:
         """Scores of a finished unit that lie beyond the range of float16."""
-        return int(json.loads(self._receipt(unit).read_bytes())["saturated"])
+        return int(self._read_receipt(unit)["saturated"])
 
-    def records(self, unit: Unit) -> tuple[list[RowRecord], list[int]]:
-        """Row records and thumbnail lengths of a finished unit."""
-        table = json.loads((self._folder(unit) / "rows.json").read_bytes())
-        return [_record(row) for row in table["rows"]], table["thumbnails"]
+    def seals(self) -> dict[str, Seal]:
+        """What finished units wrote below `staged`, by name there."""
+        prefix = f"{_STAGED}/"
+        return {
+            name.removeprefix(prefix): seal
+            for unit in self.plan.units
+            for name, seal in self._seals(unit)
+            if name.startswith(prefix)
+        }
+
+    def records(self, unit: Unit) -> list[RowRecord]:
+        """Row records of a finished unit."""
+        return [_record(row) for row in self._table(unit)["rows"]]
+
+    def thumbnail_lengths(self, unit: Unit) -> list[int]:
+        """Lengths in bytes of the pictures of a finished unit."""
+        lengths: list[int] = self._table(unit)["thumbnails"]
+        return lengths
 
     def thumbnails(self, unit: Unit) -> bytes:
         """The pictures of a finished unit, joined."""
@@ -152,14 +216,12 @@ class Work:
     ) -> None:
         """Store a unit's candidates of one layer and pooling."""
         folder = self._folder(unit)
-        folder.mkdir(exist_ok=True)
         for part, values in (("keys", found.keys), ("maps", found.maps)):
             path = folder / f"{layer.name}.{pooling}.{part}.npy"
             with path.open("wb") as file:
                 np.save(file, values)
                 file.flush()
                 os.fsync(file.fileno())
-        sync_directory(folder)
 
     def candidate_keys(
         self, unit: Unit, layer: LayerRecord, pooling: Pooling
@@ -188,6 +250,23 @@ class Work:
         shutil.rmtree(removed, ignore_errors=True)
         self.path.rename(removed)
         shutil.rmtree(removed)
+
+    def _seals(self, unit: Unit) -> Iterator[tuple[str, Seal]]:
+        files: Mapping[str, Any] = self._read_receipt(unit)["files"]
+        return ((name, Seal(**seal)) for name, seal in files.items())
+
+    def _read_receipt(self, unit: Unit) -> dict[str, Any]:
+        digest, _, body = self._receipt(unit).read_bytes().partition(b"\n")
+        if digest != digest_bytes(body).encode():
+            raise ValueError("the receipt is not what was written")
+        receipt: dict[str, Any] = json.loads(body)
+        if receipt["unit"] != unit.number:
+            raise ValueError("the receipt is another unit's")
+        return receipt
+
+    def _table(self, unit: Unit) -> dict[str, Any]:
+        table: dict[str, Any] = json.loads((self._folder(unit) / "rows.json").read_bytes())
+        return table
 
     def _folder(self, unit: Unit) -> Path:
         return self.path / "units" / unit.name

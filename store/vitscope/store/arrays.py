@@ -6,9 +6,9 @@ read as a wrong number; here every inner chunk carries one. Holes read as an err
 
 from __future__ import annotations
 
+import errno
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,8 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import tensorstore as ts
 
+from vitscope.store.encode import ShardWriter
 from vitscope.store.errors import DamagedIndexError, NotWrittenError
 from vitscope.store.files import sync_directory, write_atomically
+from vitscope.store.guard import Guard
+from vitscope.store.shards import ShardGrid
 
 _CACHE_BYTES = 256 << 20
 _SHARD_BYTES = 64 << 20
@@ -41,6 +44,8 @@ class ArraySpec:
     """Elements of one file; a multiple of `chunk` in every axis."""
     chunk: tuple[int, ...]
     """Elements read and checked at once."""
+    order: tuple[int, ...] = ()
+    """Axes of an inner chunk as its bytes lie, slowest first; in their own order where empty."""
 
 
 def line_spec(dtype: str, length: int, dimension: str) -> ArraySpec:
@@ -62,12 +67,29 @@ def leading_spec(
     )
 
 
+def shard_names(spec: ArraySpec, *index: slice) -> list[str]:
+    """Files, such as `c/0/3`, of the shards that a region touches; axes left out are whole."""
+    return _grid(spec).names(*index)
+
+
+def _grid(spec: ArraySpec) -> ShardGrid:
+    return ShardGrid(spec.shape, spec.shard, spec.chunk, np.dtype(spec.dtype).itemsize)
+
+
 class Array:
     """One array on disk; reads give NumPy arrays, and damage raises `DamagedIndexError`."""
 
-    def __init__(self, handle: ts.TensorStore, name: str) -> None:
+    def __init__(
+        self,
+        handle: ts.TensorStore,
+        name: str,
+        guard: Guard | None = None,
+        shards: ShardWriter | None = None,
+    ) -> None:
         self._handle = handle
         self._name = name
+        self._guard = guard
+        self._shards = shards
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -82,6 +104,8 @@ class Array:
     def read(self, *index: Index) -> npt.NDArray[Any]:
         """The elements at `index`, as in NumPy's basic indexing with one integer array allowed."""
         view = self._handle[index] if index else self._handle
+        if self._guard:
+            self._guard.check(index)
         try:
             return np.asarray(view.read().result())
         except (ValueError, OSError) as error:
@@ -92,12 +116,15 @@ class Array:
 
     def write(self, values: npt.NDArray[Any], *index: Index) -> None:
         """Store `values` at `index`; returns once they are on the disk."""
-        view = self._handle[index] if index else self._handle
+        region = self._shards.region(values, index) if self._shards else None
         try:
+            if self._shards and region:
+                self._shards.write(values, region)
+                return
+            view = self._handle[index] if index else self._handle
             view.write(values).result()
         except (ValueError, OSError) as error:
-            reason = "the disk is full" if "space" in str(error) else "the disk refuses it"
-            raise NotWrittenError(f"Array {self._name} cannot be written; {reason}.") from error
+            raise _not_written(self._name, error) from error
 
 
 def write_group(path: Path) -> None:
@@ -110,14 +137,26 @@ def write_group(path: Path) -> None:
 def create_array(path: Path, spec: ArraySpec) -> Array:
     """Create the array at `path`, or open it for writing where it is there already."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = ts.open(
-        {**_driver(path), "metadata": _metadata(spec), "store_data_equal_to_fill_value": True},
-        open=True,
-        create=True,
-        context=_context(),
-    ).result()
+    try:
+        handle = ts.open(
+            {**_driver(path), "metadata": _metadata(spec), "store_data_equal_to_fill_value": True},
+            open=True,
+            create=True,
+            context=_context(0),
+        ).result()
+    except (ValueError, OSError) as error:
+        raise _not_written(path.name, error) from error
     sync_directory(path.parent)
-    return Array(handle, path.name)
+    shards = ShardWriter(path, _grid(spec), np.dtype(spec.dtype), spec.order)
+    return Array(handle, path.name, shards=shards)
+
+
+def _not_written(name: str, error: Exception) -> NotWrittenError:
+    # TensorStore gives the number in its text only, which also holds the path.
+    number = error.errno if isinstance(error, OSError) else None
+    full = number == errno.ENOSPC or f"os_error_code='{errno.ENOSPC}'" in str(error)
+    reason = "the disk is full" if full else "the disk refuses it"
+    return NotWrittenError(f"Array {name} cannot be written; {reason}.")
 
 
 def write_array(path: Path, values: npt.NDArray[Any], spec: ArraySpec) -> None:
@@ -127,8 +166,8 @@ def write_array(path: Path, values: npt.NDArray[Any], spec: ArraySpec) -> None:
         array.write(values)
 
 
-def open_array(path: Path) -> Array:
-    """Open the array at `path` for reading.
+def open_array(path: Path, guard: Guard | None = None) -> Array:
+    """Open the array at `path` for reading; with `guard`, what it refuses is not read.
 
     Raises `DamagedIndexError` where there is none.
     """
@@ -137,20 +176,22 @@ def open_array(path: Path) -> Array:
             {**_driver(path), "fill_missing_data_reads": False},
             open=True,
             read=True,
-            context=_context(),
-            recheck_cached_data=False,
+            context=_context(_CACHE_BYTES if guard else 0),
+            # What is published stays as it is; else what was written since is read anew.
+            recheck_cached_data=False if guard else "open",
         ).result()
     except (ValueError, OSError) as error:
         raise DamagedIndexError(
             f"Array {path.name} of the index is missing or not readable as Zarr."
         ) from error
-    return Array(handle, path.name)
+    return Array(handle, path.name, guard)
 
 
-@lru_cache(maxsize=1)
-def _context() -> ts.Context:
-    # One pool per process: shard indexes and hot chunks stay in memory up to a bound.
-    return ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
+@lru_cache
+def _context(cache_bytes: int) -> ts.Context:
+    # One pool per process for published arrays: shard indexes and hot chunks stay in memory up to a
+    # bound. An index in the making is read and written once: what stayed would only fill memory.
+    return ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
 
 
 def _driver(path: Path) -> dict[str, Any]:
@@ -160,6 +201,9 @@ def _driver(path: Path) -> dict[str, Any]:
 def _metadata(spec: ArraySpec) -> dict[str, Any]:
     floating = np.dtype(spec.dtype).kind == "f"
     chunk_codecs = [_little_endian(spec.dtype), {"name": "crc32c"}]
+    if spec.order:
+        order = {"order": list(spec.order)}
+        chunk_codecs.insert(0, {"name": "transpose", "configuration": order})
     sharding = {
         "chunk_shape": list(spec.chunk),
         "codecs": chunk_codecs,
@@ -180,10 +224,3 @@ def _little_endian(dtype: str) -> dict[str, Any]:
     if np.dtype(dtype).itemsize == 1:
         return {"name": "bytes"}
     return {"name": "bytes", "configuration": {"endian": "little"}}
-
-
-def join_bytes(values: Sequence[bytes]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Byte strings as one array and the edges between them: (sum of lengths,) and (len + 1,)."""
-    edges = np.zeros(len(values) + 1, np.int64)
-    np.cumsum([len(value) for value in values], out=edges[1:])
-    return np.frombuffer(b"".join(values), np.uint8), edges

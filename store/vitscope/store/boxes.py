@@ -10,18 +10,17 @@ An index in which no row has a box has none of these arrays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from vitscope.store.arrays import Array, join_bytes, leading_spec, line_spec, write_array
+from vitscope.store.arrays import Array, leading_spec
+from vitscope.store.columns import NO_LABEL, Appender, Edges, Labels, Line, Opener, StoredBytes
 
-_UNLABELLED = -1
 _BOXES_PER_CHUNK = 4096
 
 
@@ -46,7 +45,7 @@ class Box:
 class BoxTable:
     """Reads the boxes of single rows; edges and labels are held once they were asked for."""
 
-    def __init__(self, path: Path, opener: Callable[[Path], Array]) -> None:
+    def __init__(self, path: Path, opener: Opener) -> None:
         self._path = path
         self._open = opener
 
@@ -58,7 +57,7 @@ class BoxTable:
         corners = self._corners.read(slice(start, stop)).tolist()
         labels = self._labels[start:stop].tolist()
         return tuple(
-            Box(None if label == _UNLABELLED else self._names[label], *each)
+            Box(None if label == NO_LABEL else self._names[label], *each)
             for label, each in zip(labels, corners, strict=True)
         )
 
@@ -77,31 +76,28 @@ class BoxTable:
 
     @cached_property
     def _names(self) -> tuple[str, ...]:
-        data = self._open(self._path / "box_label_name").read().tobytes()
-        edges = self._open(self._path / "box_label_name_edge").read().tolist()
-        pairs = pairwise(edges)
-        return tuple(data[start:stop].decode() for start, stop in pairs)
+        return StoredBytes.open(self._path, "box_label_name", self._open).texts()
 
 
-def write_boxes(path: Path, boxes: Sequence[Sequence[Box]]) -> None:
-    """Write the boxes of all rows into the row table at `path`; nothing where there are none."""
-    flat = [box for some in boxes for box in some]
-    if not flat:
-        return
-    edges = np.zeros(len(boxes) + 1, np.int64)
-    np.cumsum([len(some) for some in boxes], out=edges[1:])
-    names = sorted({box.label for box in flat if box.label is not None})
-    numbers = {name: number for number, name in enumerate(names)}
-    labels = [_UNLABELLED if box.label is None else numbers[box.label] for box in flat]
-    corners = np.array([box.corners for box in flat], np.float32)
-    spec = leading_spec("float32", corners.shape, ("box", "corner"), _BOXES_PER_CHUNK)
-    write_array(path / "box", corners, spec)
-    _write_line(path / "box_label", np.array(labels, np.int32), "box")
-    data, name_edges = join_bytes([name.encode() for name in names])
-    _write_line(path / "box_label_name", data, "box_label_name_byte")
-    _write_line(path / "box_label_name_edge", name_edges, "box_label_name_edge")
-    _write_line(path / "box_edge", edges, "box_edge")
+class BoxWriter:
+    """Writes `count` boxes of `rows` rows into the row table at `path`, part by part."""
 
+    def __init__(self, path: Path, rows: int, count: int, labels: Labels) -> None:
+        labels.write(path, "box_label_name")
+        self._labels = labels
+        spec = leading_spec("float32", (count, 4), ("box", "corner"), _BOXES_PER_CHUNK)
+        self._corners = Appender(path / "box", spec)
+        self._numbers = Line(path / "box_label", "int32", count, "box")
+        self._edges = Edges(path, "box_edge", rows)
 
-def _write_line(path: Path, values: npt.NDArray[np.generic], dimension: str) -> None:
-    write_array(path, values, line_spec(values.dtype.name, len(values), dimension))
+    def append(self, boxes: Sequence[Sequence[Box]]) -> None:
+        """Store the boxes of the next rows."""
+        flat = [box for some in boxes for box in some]
+        self._corners.append(np.array([box.corners for box in flat], np.float32).reshape(-1, 4))
+        self._numbers.append(self._labels.numbers(box.label for box in flat))
+        self._edges.append_lengths([len(some) for some in boxes])
+
+    def close(self) -> None:
+        """Check that every box came."""
+        for column in (self._corners, self._numbers, self._edges):
+            column.close()

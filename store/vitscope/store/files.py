@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+from blake3 import blake3
 
 PARTIAL = ".partial"
 """How the names of files end that were being written when a process died."""
@@ -17,10 +22,15 @@ def sha256_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes in lower-case hexadecimal, read in blocks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
+def digest_bytes(data: bytes) -> str:
+    """BLAKE3 of `data` in lower-case hexadecimal."""
+    return blake3(data).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """BLAKE3 of a file's bytes in lower-case hexadecimal, read in blocks."""
+    digest = blake3()
+    with path.open("rb", buffering=0) as file:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
@@ -37,13 +47,34 @@ def sync_directory(path: Path) -> None:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` so that `path` either keeps its old bytes or has all the new ones."""
+    with streaming_atomically(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def streaming_atomically(path: Path) -> Iterator[BinaryIO]:
+    """A new file to write; `path` gets all of its bytes where the block ends well, else none."""
+    with replacing(path) as file:
+        yield file
+    sync_directory(path.parent)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """As `streaming_atomically`, but that `path` is there for good only with its folder synced."""
     temporary = path.with_name(f".{path.name}{PARTIAL}")
     with temporary.open("wb") as file:
-        file.write(data)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    sync_directory(path.parent)
+
+
+def make_folders(path: Path) -> set[Path]:
+    """Make the folder `path` with those above it; returns the folders to sync for that."""
+    missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
+    path.mkdir(parents=True, exist_ok=True)
+    return {folder.parent for folder in missing}
 
 
 def tree_files(root: Path) -> list[Path]:

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import difflib
+import fcntl
 import re
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import cache, cached_property
 from pathlib import Path
 from threading import Lock
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from vitscope.store import layout
-from vitscope.store.arrays import Array, open_array
+from vitscope.store.arrays import Array, Index, open_array
 from vitscope.store.errors import DamagedIndexError, NotAnIndexError, NotKeptError
-from vitscope.store.files import sha256_bytes
+from vitscope.store.files import digest_bytes, sha256_bytes
+from vitscope.store.guard import Guard
 from vitscope.store.manifest import LayerRecord, Manifest, Pooling
 from vitscope.store.neighbours import Neighbours, load
 from vitscope.store.rows import RowTable
+from vitscope.store.seals import Checksums, Seal, unpack_seals
+from vitscope.store.shards import ShardGrid
 from vitscope.store.statistics import ScoreStatistics, read_statistics
 
-_NAME = re.compile(r"(\d{6})-([0-9a-f]{16})")
+_NAME = re.compile(r"\d{6}-[0-9a-f]{16}", re.ASCII)
+_POINTER = re.compile(rb"(\d{6}-[0-9a-f]{16})\n")
+_MEND = "restore it from a copy"
 
 
 def generation_name(number: int, manifest: bytes) -> str:
@@ -54,28 +63,41 @@ def current_name(index: Path) -> str:
             raise NotAnIndexError(
                 f"The index {index} is not finished; run the same `vitscope index` command again."
             )
+        if generation_names(index / layout.GENERATIONS):
+            raise DamagedIndexError(f"{layout.CURRENT} of the index {index} is missing; {_MEND}.")
         raise NotAnIndexError(f"{index} is not an index; `vitscope index` makes one.")
-    name = pointer.read_bytes()[:64].decode(errors="replace").strip()
-    if not _NAME.fullmatch(name):
-        raise DamagedIndexError(f"{layout.CURRENT} of the index {index} is damaged.")
+    found = _POINTER.fullmatch(pointer.read_bytes()[:64])
+    if not found:
+        raise DamagedIndexError(f"{layout.CURRENT} of the index {index} is damaged; {_MEND}.")
+    name = found[1].decode()
+    if not (index / layout.GENERATIONS / name).is_dir():
+        raise DamagedIndexError(
+            f"{layout.CURRENT} of the index {index} names {name}, which is not there; {_MEND}."
+        )
     return name
 
 
 class Generation:
-    """One published version of an index; safe to read from several threads."""
+    """One published version of an index; safe to read from several threads.
+
+    As long as it lives it holds a shared `flock` on the manifest's file.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         """The generation's folder."""
         self.name = path.name
         """Its name, which every answer carries."""
-        self.manifest = _read_manifest(path)
+        file = _open_manifest(path)
+        weakref.finalize(self, file.close)
+        self.manifest = _parse_manifest(file.read(), path.name)
         # A lost array must not read as a picture without boxes: the manifest knows.
         has_boxes = layout.BOX_EDGES in self.manifest.files
         self.rows = RowTable(layout.rows_path(path), self._open, has_boxes=has_boxes)
         self._layers = {layer.name: layer for layer in self.manifest.layers}
         # Caches of this object, so that they go when it goes.
         self._array: Callable[[str, str], Array] = cache(self._open_of_layer)
+        self._seals: Callable[[str], Mapping[str, Checksums]] = cache(self._load_seals)
         self._neighbours: dict[str, Neighbours] = {}
         self._neighbours_lock = Lock()
 
@@ -87,9 +109,27 @@ class Generation:
             raise NotKeptError(f"The index has no layer {name[:80]!r}; {known}")
         return self._layers[name]
 
+    def seals(self, names: Iterable[str]) -> dict[str, Seal]:
+        """What some shards were when they were written, by path below the generation's folder."""
+        tables: dict[str, dict[str, Checksums]] = {}
+        found = {}
+        for name in names:
+            array, _, shard = name.partition("/c/")
+            if array not in tables:
+                grid = ShardGrid.from_metadata(self._checked_bytes(f"{array}/zarr.json"))
+                rows = self._seals(layout.group_of(name))[array.rpartition("/")[2]]
+                tables[array] = dict(zip(grid.names(), rows, strict=True))
+            record = self.manifest.files[name]
+            found[name] = Seal.of(record.bytes, record.blake3, tables[array][f"c/{shard}"])
+        return found
+
+    def read(self, layer: str, array: str, *index: Index) -> npt.NDArray[Any]:
+        """Part of an array of a layer, called as in FORMAT.md."""
+        return self._array(layer, array).read(*index)
+
     def scores(self, layer: str, pooling: Pooling, channel: int) -> npt.NDArray[np.float16]:
         """Scores of one channel on every image: (N,); NaN on invalid rows."""
-        return self._array(layer, layout.scores_name(pooling)).read(channel)
+        return self.read(layer, layout.scores_name(pooling), channel)
 
     def image_scores(self, layer: str, pooling: Pooling, row: int) -> npt.NDArray[np.float16]:
         """Scores of all channels on one image: (C,); NaN on an invalid row."""
@@ -113,6 +153,18 @@ class Generation:
         if not self.layer(layer).dense:
             raise NotKeptError(f"The index does not keep all activations of {layer}.")
         return self._array(layer, layout.ACTIVATIONS).read(rows, channel)
+
+    def prefix_activations(self, layer: str, row: int) -> npt.NDArray[np.float16]:
+        """Activations (P, C) of an image's prefix tokens, where the layer keeps them.
+
+        NaN on an invalid row. Raises `NotKeptError` where the layer does not.
+        """
+        record = self.layer(layer)
+        if record.dense:
+            return self.read(layer, layout.ACTIVATIONS, row)[:, : len(record.tokens.prefix)].T
+        if not record.dense_prefix:
+            raise NotKeptError(f"The index does not keep the prefix activations of {layer}.")
+        return self.read(layer, layout.PREFIX, row)
 
     def top(
         self, layer: str, pooling: Pooling, channel: int
@@ -152,8 +204,13 @@ class Generation:
 
     def _open(self, path: Path) -> Array:
         # Checksums of chunks say nothing of a shape or type that has changed.
-        self._checked_bytes((path / "zarr.json").relative_to(self.path).as_posix())
-        return open_array(path)
+        name = (path / "zarr.json").relative_to(self.path).as_posix()
+        grid = ShardGrid.from_metadata(self._checked_bytes(name))
+        group = layout.group_of(name)
+        return open_array(path, Guard(path, grid, lambda: self._seals(group)[path.name]))
+
+    def _load_seals(self, group: str) -> Mapping[str, Checksums]:
+        return unpack_seals(self._checked_bytes(layout.seals_file(group)))
 
     def _checked_bytes(self, name: str) -> bytes:
         # FAISS has no checksum and reads damaged files: it only sees bytes that were verified.
@@ -162,18 +219,30 @@ class Generation:
         except OSError as error:
             raise DamagedIndexError(f"File {name} of the index cannot be read.") from error
         record = self.manifest.files.get(name)
-        if record is None or sha256_bytes(data) != record.sha256:
+        if record is None or digest_bytes(data) != record.blake3:
             raise DamagedIndexError(f"File {name} of the index is not what was published.")
         return data
 
 
-def _read_manifest(path: Path) -> Manifest:
+def _open_manifest(path: Path) -> BinaryIO:
+    """The manifest's file, with a shared lock that tells whoever removes generations of a reader.
+
+    The lock goes with the file; a file system without locks does without.
+    """
     try:
-        data = (path / layout.MANIFEST).read_bytes()
+        file = (path / layout.MANIFEST).open("rb")
     except OSError as error:
-        raise DamagedIndexError(f"The manifest of generation {path.name} is missing.") from error
-    if generation_name(int(path.name[:6]), data) != path.name:
         raise DamagedIndexError(
-            f"The manifest of generation {path.name} is not what was published."
+            f"{layout.MANIFEST} of generation {path.name} is missing; {_MEND}."
+        ) from error
+    with suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return file
+
+
+def _parse_manifest(data: bytes, generation: str) -> Manifest:
+    if generation_name(int(generation[:6]), data) != generation:
+        raise DamagedIndexError(
+            f"{layout.MANIFEST} of generation {generation} is not what was published; {_MEND}."
         )
     return Manifest.from_json(data)

@@ -6,6 +6,7 @@ INDEX/generations/NAME/           immutable
     arrays.zarr/rows/…            one group: the row table
     arrays.zarr/layers/LAYER/…    one group per layer: scores and top images with maps
     faiss/LAYER.faiss             nearest images by mean-pooled activations
+    seals/LAYER.npz, rows.npz     checksums of all chunks of a group's arrays
 INDEX/building/                   an indexing run that has not been published yet
 """
 
@@ -19,8 +20,10 @@ from vitscope.store.manifest import LayerRecord, Pooling
 CURRENT = "CURRENT"
 GENERATIONS = "generations"
 WORK = "building"
+LOCK = "lock"
 MANIFEST = "manifest.json"
 ARRAYS = "arrays.zarr"
+SEALS = "seals"
 BOX_EDGES = f"{ARRAYS}/rows/box_edge/zarr.json"
 """Metadata of an array that is there where any row has a box."""
 
@@ -28,11 +31,16 @@ CORRELATION = "correlation_mean"
 """Array of the correlation between the channels of a layer, by mean-pooled score."""
 ACTIVATIONS = "activations"
 """Array of all activations of a layer, where they are all kept."""
+PREFIX = "prefix_activations"
+"""Array of the prefix tokens' activations of a layer, where they are kept."""
 
 # Images that share an inner chunk of the row-major scores, and of dense activations.
 _SCORE_ROWS = 8
-_DENSE_ROWS = 4
+_DENSE_ROWS = 2
 _DENSE_CHANNELS = 64
+# Tokens before channels within a chunk, as the model gives them: writing exchanges no axes, and
+# reading does it for the few maps that were asked for.
+_DENSE_ORDER = (0, 2, 1)
 # Images of a shard of dense activations.
 _DENSE_SHARD_ROWS = 64
 
@@ -54,6 +62,19 @@ def layer_path(generation: Path, layer: str) -> Path:
 def faiss_file(layer: str) -> str:
     """A layer's FAISS index, relative to the generation's folder."""
     return f"faiss/{layer}.faiss"
+
+
+def seals_file(group: str) -> str:
+    """The seals of a group (`rows` or a layer), relative to the generation's folder."""
+    return f"{SEALS}/{group}.npz"
+
+
+def group_of(file: str) -> str:
+    """The group, `rows` or a layer, to whose arrays a file of a generation belongs; else empty."""
+    top, *rest = file.split("/")
+    if top == ARRAYS and rest[0] == "rows" and len(rest) > 2:
+        return "rows"
+    return rest[1] if top == ARRAYS and rest[0] == "layers" and len(rest) > 3 else ""
 
 
 def scores_name(pooling: Pooling) -> str:
@@ -121,6 +142,19 @@ def activations_spec(layer: LayerRecord, rows: int, unit_rows: int) -> ArraySpec
         ("row", "channel", "token"),
         (shard, padded, tokens),
         (_divisor(shard, _DENSE_ROWS), _DENSE_CHANNELS, tokens),
+        _DENSE_ORDER,
+    )
+
+
+def prefix_spec(layer: LayerRecord, rows: int, unit_rows: int) -> ArraySpec:
+    """Activations of the prefix tokens (N, P, C), in the order of the layout."""
+    rest = (len(layer.tokens.prefix), layer.channels)
+    return ArraySpec(
+        "float16",
+        (rows, *rest),
+        ("row", "prefix_token", "channel"),
+        (unit_rows, *rest),
+        (_divisor(unit_rows, _SCORE_ROWS), *rest),
     )
 
 

@@ -58,6 +58,8 @@ class LayerRecord:
     """Images per channel and pooling whose patch maps are kept."""
     dense: bool
     """Whether all activations of all images are kept (retention `all`)."""
+    dense_prefix: bool
+    """Whether the activations of the prefix tokens of all images are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +86,10 @@ class ModelRecord:
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """Size in bytes and SHA-256 of one published file."""
+    """Size in bytes and BLAKE3 of one published file."""
 
     bytes: int
-    sha256: str
+    blake3: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,8 @@ class Manifest:
     """Rows per unit of work, the width of a score shard."""
     saturated: int
     """Scores beyond float16's range that were stored as its largest value."""
+    threads: int
+    """Of a forward on the CPU, for the same reason; 0 where another device made the scores."""
     thumbnail_size: int
     """Longer side of the stored pictures in pixels; 0 where none are stored."""
     recall_at_10: Mapping[str, float]

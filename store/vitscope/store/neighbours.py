@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vitscope.store.errors import DamagedIndexError, NotKeptError
+from vitscope.store.files import streaming_atomically
 
 Vectors = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
+Block = tuple[npt.NDArray[Any], Rows]
+"""Vectors (M, C) and the rows (M,) they belong to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +72,24 @@ def normalise(vectors: npt.NDArray[Any]) -> Vectors:
     return wide
 
 
-def build(vectors: npt.NDArray[Any], rows: Rows) -> bytes:
-    """Serialised exact index of `vectors` (N, C) under the ids `rows` (N,)."""
+def build(path: Path, channels: int, count: int, blocks: Iterable[Block]) -> None:
+    """Write to `path` the exact index of `count` vectors (C,), in the order of their rows.
+
+    Holds the vectors once, as FAISS keeps them. Raises `OSError` where the disk refuses the file.
+    """
     import faiss
 
-    index = faiss.IndexIDMap2(faiss.IndexFlatIP(vectors.shape[1]))
-    index.add_with_ids(normalise(vectors), rows)
-    return faiss.serialize_index(index).tobytes()
+    flat = faiss.IndexFlatIP(channels)
+    # Room for all of them at once: growing would hold them twice.
+    flat.codes.resize(count * channels * np.dtype(np.float32).itemsize)
+    flat.codes.resize(0)
+    index = faiss.IndexIDMap2(flat)
+    for vectors, rows in blocks:
+        index.add_with_ids(normalise(vectors), rows)
+    with streaming_atomically(path) as file:
+        # FAISS's own type stubs lack it.
+        writer: Any = vars(faiss)["PyCallbackIOWriter"](file.write)
+        faiss.write_index(index, writer)
 
 
 def load(data: bytes) -> Neighbours:

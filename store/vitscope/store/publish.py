@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import shutil
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from vitscope.store import layout
-from vitscope.store.files import PARTIAL, sha256_file, sync_directory, tree_files, write_atomically
+from vitscope.store.errors import NotWrittenError
+from vitscope.store.files import PARTIAL, digest_bytes, sync_directory, tree_files, write_atomically
 from vitscope.store.generation import generation_name, generation_names
 from vitscope.store.manifest import FileRecord, Manifest
+from vitscope.store.seals import Seal, pack_seals, seal_files
 
 
-def publish(index: Path, staged: Path, manifest: Manifest) -> str:
+def publish(
+    index: Path, staged: Path, manifest: Manifest, seals: Mapping[str, Seal] | None = None
+) -> str:
     """Publish the folder `staged` as the next generation of `index`; gives its name.
 
-    The manifest gets the digests of all files of `staged`. The pointer is renamed into place
-    last, so that readers see the old generation or the whole new one.
+    The manifest gets the digests of all files of `staged`; those in `seals`, by path below it, were
+    sealed by their writer and are not read again. The pointer is renamed into place last, so that
+    readers see the old generation or the whole new one. Raises `NotWrittenError` where an array is
+    not complete or a file is not as long as its seal says.
     """
     for path in staged.rglob("*"):
         # What a write left behind that was cut off: ours, and TensorStore's.
         if path.name.endswith((PARTIAL, "__lock")):
             path.unlink()
-    files = {
-        path.as_posix(): FileRecord((staged / path).stat().st_size, sha256_file(staged / path))
-        for path in tree_files(staged)
-        if path.name != layout.MANIFEST
-    }
+    files = _write_seals(staged, seals or {})
     data = replace(manifest, files=files).to_json()
     write_atomically(staged / layout.MANIFEST, data)
     generations = index / layout.GENERATIONS
@@ -37,13 +42,42 @@ def publish(index: Path, staged: Path, manifest: Manifest) -> str:
     return name
 
 
-def complete_publication(index: Path, staged: Path) -> str | None:
+def _write_seals(staged: Path, given: Mapping[str, Seal]) -> dict[str, FileRecord]:
+    """Write the seals of every group; gives the records of all files."""
+    shutil.rmtree(staged / layout.SEALS, ignore_errors=True)
+    (staged / layout.SEALS).mkdir()
+    groups: dict[str, list[str]] = defaultdict(list)
+    for path in tree_files(staged):
+        if path.as_posix() != layout.MANIFEST:
+            groups[layout.group_of(path.as_posix())].append(path.as_posix())
+    records: dict[str, FileRecord] = {}
+    # One group at a time: the checksums of all chunks of a large index would fill the memory.
+    for group, names in groups.items():
+        seals = _seal(staged, names, given)
+        records |= {name: FileRecord(seal.bytes, seal.blake3) for name, seal in seals.items()}
+        if group:
+            name, data = layout.seals_file(group), pack_seals(staged, seals)
+            write_atomically(staged / name, data)
+            records[name] = FileRecord(len(data), digest_bytes(data))
+    return records
+
+
+def _seal(staged: Path, names: Sequence[str], given: Mapping[str, Seal]) -> dict[str, Seal]:
+    seals = {name: given[name] for name in names if name in given}
+    for name, seal in seals.items():
+        if (staged / name).stat().st_size != seal.bytes:
+            raise NotWrittenError(f"File {name} is not as long as when it was written.")
+    return seals | seal_files(staged, [name for name in names if name not in seals])
+
+
+def complete_publication(index: Path, staged: Path, number: int) -> str | None:
     """Finish a publication that was cut off after `staged` became a generation; gives its name.
 
-    None where there is nothing to finish.
+    `number` is the generation's ordinal. None where there is nothing to finish.
     """
-    generations = index / layout.GENERATIONS
-    names = generation_names(generations)
+    names = [
+        name for name in generation_names(index / layout.GENERATIONS) if _ordinal(name) == number
+    ]
     if staged.exists() or not names:
         return None
     write_atomically(index / layout.CURRENT, f"{names[-1]}\n".encode())
@@ -51,4 +85,8 @@ def complete_publication(index: Path, staged: Path) -> str | None:
 
 
 def _next_number(generations: Path) -> int:
-    return max((int(name[:6]) for name in generation_names(generations)), default=0) + 1
+    return max(map(_ordinal, generation_names(generations)), default=0) + 1
+
+
+def _ordinal(name: str) -> int:
+    return int(name[:6])

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from vitscope.store.arrays import (
-    Array,
-    create_array,
-    join_bytes,
-    leading_spec,
-    line_spec,
-    open_array,
-    write_array,
-    write_group,
+from vitscope.store.arrays import Array, leading_spec, open_array, write_group
+from vitscope.store.boxes import Box, BoxTable, BoxWriter
+from vitscope.store.columns import (
+    NO_LABEL,
+    Appender,
+    ByteColumn,
+    Edges,
+    Labels,
+    Line,
+    Opener,
+    StoredBytes,
 )
-from vitscope.store.boxes import Box, BoxTable, write_boxes
-
-NO_LABEL = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +39,9 @@ class RowRecord:
     """Length of the source file when the rows were frozen."""
     sha256: str
     """Digest of the source bytes; empty where they could not be read."""
+    width: int
+    """Pixels of the decoded source image, before any transform; 0 where it is invalid."""
+    height: int
     boxes: tuple[Box, ...] = ()
     """Labelled rectangles in the source image, where its source gives any."""
 
@@ -55,7 +57,7 @@ class RowTable:
     def __init__(
         self,
         path: Path,
-        opener: Callable[[Path], Array] = open_array,
+        opener: Opener = open_array,
         *,
         has_boxes: bool | None = None,
     ) -> None:
@@ -78,8 +80,13 @@ class RowTable:
     @cached_property
     def label_names(self) -> tuple[str, ...]:
         """The labels that occur, in the order of their index."""
-        column = self._column("label_name")
-        return tuple(column.text(number) for number in range(len(column)))
+        return self._column("label_name").texts()
+
+    @cached_property
+    def sizes(self) -> npt.NDArray[np.int32]:
+        """Width and height of each source image in pixels; zeros where it is invalid: (N, 2)."""
+        columns = [self._open(self._path / name).read() for name in ("width", "height")]
+        return np.stack(columns, axis=1)
 
     def __len__(self) -> int:
         return len(self.valid)
@@ -104,6 +111,8 @@ class RowTable:
             reason=self._reasons.text(row),
             bytes=int(self._lengths[row]),
             sha256=digest.hex() if any(digest) else "",
+            width=int(self.sizes[row, 0]),
+            height=int(self.sizes[row, 1]),
             boxes=self.boxes(row),
         )
 
@@ -119,17 +128,17 @@ class RowTable:
         return self._thumbnails.item(row)
 
     @cached_property
-    def _keys(self) -> _Column:
+    def _keys(self) -> StoredBytes:
         return self._column("key")
 
     @cached_property
-    def _reasons(self) -> _Column:
+    def _reasons(self) -> StoredBytes:
         return self._column("reason")
 
     @cached_property
-    def _thumbnails(self) -> _Column:
+    def _thumbnails(self) -> StoredBytes:
         # Too large to hold: pictures stay on the disk.
-        return _Column(self._open(self._path / "thumbnail").read, self._edges("thumbnail"))
+        return StoredBytes.open(self._path, "thumbnail", self._open, held=False)
 
     @cached_property
     def _digests(self) -> Array:
@@ -139,85 +148,110 @@ class RowTable:
     def _lengths(self) -> npt.NDArray[np.int64]:
         return self._open(self._path / "bytes").read()
 
-    def _column(self, name: str) -> _Column:
-        data = self._open(self._path / name).read()
-        return _Column(data.__getitem__, self._edges(name))
-
-    def _edges(self, name: str) -> npt.NDArray[np.int64]:
-        return self._open(self._path / f"{name}_edge").read()
+    def _column(self, name: str) -> StoredBytes:
+        return StoredBytes.open(self._path, name, self._open)
 
 
-@dataclass(frozen=True, slots=True)
-class _Column:
-    """Byte strings of varying length: item i lies between edges i and i + 1."""
+_NUMBERS = {"valid": "uint8", "bytes": "int64", "width": "int32", "height": "int32"}
+"""Columns of one number a row, and their types."""
 
-    read: Callable[[slice], npt.NDArray[np.uint8]]
-    edges: npt.NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.edges) - 1
-
-    def item(self, number: int) -> bytes:
-        start, stop = int(self.edges[number]), int(self.edges[number + 1])
-        return self.read(slice(start, stop)).tobytes() if stop > start else b""
-
-    def text(self, number: int) -> str:
-        return self.item(number).decode()
+Parts = Callable[[], Iterable[Sequence[RowRecord]]]
+"""Gives the records of a table from its first row on, in parts, as often as it is called."""
 
 
-def write_rows(path: Path, records: list[RowRecord]) -> None:
-    """Write the row table, all but the thumbnails, into the group at `path`."""
+def write_rows(path: Path, parts: Parts) -> npt.NDArray[np.int64]:
+    """Write the row table, all but the thumbnails, into the group at `path`; gives the valid rows.
+
+    Goes twice over `parts` and holds one part and one shard of every column. The files do not
+    depend on how the records are cut. Returns (V,), ascending.
+    """
     write_group(path)
-    names = sorted({record.label for record in records if record.label is not None})
-    numbers = {name: number for number, name in enumerate(names)}
-    labels = [NO_LABEL if r.label is None else numbers[r.label] for r in records]
-    digests = b"".join(bytes.fromhex(record.sha256 or "00" * 32) for record in records)
-    _write_line(path / "valid", np.array([r.valid for r in records], np.uint8), "row")
-    _write_line(path / "label", np.array(labels, np.int32), "row")
-    _write_line(path / "bytes", np.array([r.bytes for r in records], np.int64), "row")
-    table = np.frombuffer(digests, np.uint8).reshape(-1, 32)
-    write_array(path / "sha256", table, leading_spec("uint8", table.shape, ("row", "digest"), 1024))
-    _write_column(path, "key", [record.key.encode() for record in records])
-    _write_column(path, "reason", [record.reason.encode() for record in records])
-    _write_column(path, "label_name", [name.encode() for name in names])
-    write_boxes(path, [record.boxes for record in records])
+    survey = _Survey()
+    for part in parts():
+        survey.add(part)
+    labels = Labels(survey.labels)
+    labels.write(path, "label_name")
+    columns = _Columns(path, survey, labels)
+    valid = [np.zeros(0, np.int64)]
+    for part in parts():
+        columns.append(part)
+        valid.append(np.array([record.row for record in part if record.valid], np.int64))
+    columns.close()
+    return np.concatenate(valid)
+
+
+@dataclass(slots=True)
+class _Survey:
+    """What must be known of all rows before the first is written."""
+
+    rows: int = 0
+    key_bytes: int = 0
+    reason_bytes: int = 0
+    boxes: int = 0
+    labels: set[str] = field(default_factory=set)
+    box_labels: set[str] = field(default_factory=set)
+
+    def add(self, part: Sequence[RowRecord]) -> None:
+        boxes = [box for record in part for box in record.boxes]
+        self.rows += len(part)
+        self.key_bytes += sum(len(record.key.encode()) for record in part)
+        self.reason_bytes += sum(len(record.reason.encode()) for record in part)
+        self.boxes += len(boxes)
+        self.labels.update(record.label for record in part if record.label is not None)
+        self.box_labels.update(box.label for box in boxes if box.label is not None)
+
+
+class _Columns:
+    """All columns of a row table that is being written."""
+
+    def __init__(self, path: Path, survey: _Survey, labels: Labels) -> None:
+        rows = survey.rows
+        self._labels = labels
+        self._label = Line(path / "label", "int32", rows, "row")
+        self._numbers = {
+            name: Line(path / name, dtype, rows, "row") for name, dtype in _NUMBERS.items()
+        }
+        spec = leading_spec("uint8", (rows, 32), ("row", "digest"), 1024)
+        self._digests = Appender(path / "sha256", spec)
+        self._keys = ByteColumn(path, "key", rows, survey.key_bytes)
+        self._reasons = ByteColumn(path, "reason", rows, survey.reason_bytes)
+        self._boxes: BoxWriter | None = None
+        if survey.boxes:
+            self._boxes = BoxWriter(path, rows, survey.boxes, Labels(survey.box_labels))
+
+    def append(self, part: Sequence[RowRecord]) -> None:
+        self._label.append(self._labels.numbers(record.label for record in part))
+        for name, column in self._numbers.items():
+            column.append(np.array([getattr(record, name) for record in part], np.int64))
+        digests = b"".join(bytes.fromhex(record.sha256 or "00" * 32) for record in part)
+        self._digests.append(np.frombuffer(digests, np.uint8).reshape(-1, 32))
+        self._keys.append([record.key.encode() for record in part])
+        self._reasons.append([record.reason.encode() for record in part])
+        if self._boxes:
+            self._boxes.append([record.boxes for record in part])
+
+    def close(self) -> None:
+        for number in (self._label, self._digests, *self._numbers.values()):
+            number.close()
+        for column in (self._keys, self._reasons):
+            column.close()
+        if self._boxes:
+            self._boxes.close()
 
 
 class ThumbnailWriter:
-    """Appends pictures to the `thumbnail` column, whole shards at a time."""
+    """Appends pictures to the `thumbnail` column; `lengths` (N,) are those of all of them."""
 
     def __init__(self, path: Path, lengths: npt.NDArray[np.int64]) -> None:
-        edges = np.zeros(len(lengths) + 1, np.int64)
-        np.cumsum(lengths, out=edges[1:])
-        _write_line(path / "thumbnail_edge", edges, "thumbnail_edge")
-        spec = line_spec("uint8", int(edges[-1]), "thumbnail_byte")
-        self._array = create_array(path / "thumbnail", spec)
-        self._shard = spec.shard[0]
-        self._pending = bytearray()
-        self._written = 0
+        edges = Edges(path, "thumbnail_edge", len(lengths))
+        edges.append_lengths(lengths)
+        edges.close()
+        self._bytes = Line(path / "thumbnail", "uint8", int(lengths.sum()), "thumbnail_byte")
 
     def append(self, data: bytes) -> None:
         """Store the next pictures, already joined."""
-        self._pending += data
-        self._flush(len(self._pending) // self._shard * self._shard)
+        self._bytes.append(np.frombuffer(data, np.uint8))
 
     def close(self) -> None:
-        """Store what is left."""
-        self._flush(len(self._pending))
-
-    def _flush(self, count: int) -> None:
-        if count:
-            values = np.frombuffer(bytes(self._pending[:count]), np.uint8)
-            self._array.write(values, slice(self._written, self._written + count))
-            self._written += count
-            del self._pending[:count]
-
-
-def _write_line(path: Path, values: npt.NDArray[np.generic], dimension: str) -> None:
-    write_array(path, values, line_spec(values.dtype.name, len(values), dimension))
-
-
-def _write_column(path: Path, name: str, values: list[bytes]) -> None:
-    data, edges = join_bytes(values)
-    _write_line(path / name, data, f"{name}_byte")
-    _write_line(path / f"{name}_edge", edges, f"{name}_edge")
+        """Check that all pictures came."""
+        self._bytes.close()

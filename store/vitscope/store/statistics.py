@@ -21,7 +21,10 @@ from vitscope.store.manifest import QUANTILES, LayerRecord, Pooling
 Doubles = npt.NDArray[np.float64]
 Halves = npt.NDArray[np.float16]
 
-_CHANNELS_AT_ONCE = 64
+_ELEMENTS = 8 << 20
+"""Scores read at once; an eighth as many are widened at once."""
+_CHANNELS = 64
+_CHUNK_CHANNELS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +46,7 @@ def write_statistics(
 ) -> None:
     """Compute and write the statistics of the scores in `group` over the valid `rows`."""
     scores = open_array(group / layout.scores_name(pooling))
-    parts = [
-        _statistics(scores.read(slice(start, start + _CHANNELS_AT_ONCE))[:, rows])
-        for start in range(0, layer.channels, _CHANNELS_AT_ONCE)
-    ]
+    parts = [_statistics(part) for part in _channel_groups(scores, rows)]
     for name in ("mean", "variance", "active"):
         values = np.concatenate([getattr(part, name) for part in parts])
         path = group / layout.statistic_name(name, pooling)
@@ -90,6 +90,18 @@ def write_correlation(
     write_array(group / layout.CORRELATION, correlation.astype(np.float32), spec)
 
 
+def _channel_groups(scores: Array, rows: npt.NDArray[np.int64]) -> Iterator[Doubles]:
+    """The scores (G, V) of a few channels at a time on the valid `rows` (V,), widened."""
+    channels, images = scores.shape
+    chunks = _ELEMENTS // max(images, 1) // _CHUNK_CHANNELS
+    step = min(max(chunks, 1) * _CHUNK_CHANNELS, _CHANNELS)
+    group = max(step // _CHUNK_CHANNELS, 1)
+    for start in range(0, channels, step):
+        read = scores.read(slice(start, min(start + step, channels)))
+        for first in range(0, len(read), group):
+            yield read[first : first + group, rows].astype(np.float64, order="C")
+
+
 def _units(scores: Array, unit_rows: int, valid: npt.NDArray[np.bool_]) -> Iterator[Doubles]:
     for start in range(0, len(valid), unit_rows):
         stop = min(start + unit_rows, len(valid))
@@ -97,17 +109,22 @@ def _units(scores: Array, unit_rows: int, valid: npt.NDArray[np.bool_]) -> Itera
         yield part[:, valid[start:stop]].astype(np.float64)
 
 
-def _statistics(scores: Halves) -> ScoreStatistics:
-    """Statistics of scores (C, N), NaN where there is no image."""
-    if not scores.shape[1]:
-        nothing = np.full(len(scores), np.nan)
-        empty = np.full((len(scores), len(QUANTILES)), np.nan, np.float16)
+def _statistics(scores: Doubles) -> ScoreStatistics:
+    """Statistics of scores (G, V) of valid images; NaN where there are none."""
+    channels, images = scores.shape
+    if not images:
+        nothing = np.full(channels, np.nan)
+        empty = np.full((channels, len(QUANTILES)), np.nan, np.float16)
         return ScoreStatistics(nothing, nothing, nothing, empty)
-    wide = scores.astype(np.float64)
-    quantiles = np.quantile(wide, QUANTILES, axis=1, method="inverted_cdf").T
-    return ScoreStatistics(
-        mean=wide.mean(1),
-        variance=wide.var(1),
-        active=(wide > 0).mean(1),
-        quantiles=quantiles.astype(np.float16),
-    )
+    quantiles = np.quantile(scores, QUANTILES, axis=1, method="inverted_cdf").T
+    active = (scores > 0).mean(1)
+    mean = _total(scores.copy()) / images
+    scores -= mean[:, None]
+    scores *= scores
+    return ScoreStatistics(mean, _total(scores) / images, active, quantiles.astype(np.float16))
+
+
+def _total(values: Doubles) -> Doubles:
+    """Sums (G,) of `values` (G, V), which it overwrites."""
+    # One after the other: how NumPy's own sum pairs its terms depends on shape and layout.
+    return np.add.accumulate(values, axis=1, out=values)[:, -1].copy()

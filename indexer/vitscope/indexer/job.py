@@ -1,0 +1,187 @@
+"""Everything a run works with, made from its options: pictures, model and plan."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vitscope.indexer.base import Base
+from vitscope.indexer.capture import CapturedLayer, find_layers
+from vitscope.indexer.decode import Decoder
+from vitscope.indexer.errors import IndexingError, OutputError
+from vitscope.indexer.model import LoadedModel, load_model
+from vitscope.indexer.options import Options
+from vitscope.indexer.plan import Plan
+from vitscope.indexer.sources import Source, open_source
+from vitscope.indexer.work import recorded_plan
+from vitscope.store import layout
+from vitscope.store.generation import Generation, open_generation
+from vitscope.store.manifest import POOLINGS, LayerRecord, ModelRecord, Pooling
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A run that is ready to begin."""
+
+    source: Source
+    """The pictures of this run; its row 0 is row `plan.base_rows` of the index."""
+    model: LoadedModel
+    layers: Sequence[CapturedLayer]
+    base: Base | None
+    device: str
+    plan: Plan
+
+
+def prepare(options: Options, worker: int = 0) -> Job:
+    """Make the job of a run; the same in each of its worker processes but for the device.
+
+    Raises `IndexingError`, and `StoreError` where the index to append to is damaged.
+    """
+    recorded = recorded_plan(options.out)
+    base = _base(options, recorded)
+    source = open_source(
+        options.data, limit=options.limit, split=options.split, boxes=options.boxes
+    )
+    if base:
+        source = base.new_pictures(source)
+    device = _device(options, worker)
+    threads = _threads(options, device, recorded, base)
+    if threads:
+        torch.set_num_threads(threads)
+    model = load_model(
+        options.model,
+        options.weights,
+        img_size=options.img_size,
+        device=device,
+        dtype=options.dtype,
+    )
+    layers = find_layers(model.module, model.name, model.input_size)
+    plan = _plan(options, source, model, layers, base, threads)
+    if base:
+        base.check(plan)
+    return Job(source, model, layers, base, device, plan)
+
+
+def _base(options: Options, recorded: dict[str, Any] | None) -> Base | None:
+    if not options.append:
+        return None
+    # An unfinished run goes on from where it began, whatever has been published since.
+    name = recorded.get("base") if recorded else ""
+    if recorded and not name:
+        raise OutputError(
+            f"{options.out} holds an unfinished run that makes a new index; run its own command "
+            "again to finish it."
+        )
+    if name:
+        return Base(Generation(options.out / layout.GENERATIONS / name))
+    return Base(open_generation(options.out))
+
+
+def _plan(
+    options: Options,
+    source: Source,
+    model: LoadedModel,
+    layers: Sequence[CapturedLayer],
+    base: Base | None,
+    threads: int,
+) -> Plan:
+    old = base.rows if base else 0
+    rows = old + len(source.rows)
+    record = ModelRecord(
+        name=model.name,
+        weights_source=model.weights_source,
+        weights_sha256=model.weights_sha256,
+        input_size=model.input_size,
+        dtype=options.dtype,
+        transform=tuple(str(step) for step in model.steps),
+        decoder=Decoder.name,
+        exif="ignored",
+    )
+    return Plan(
+        model=record,
+        layers=_layers(options, layers, rows),
+        base=base.name if base else "",
+        base_rows=old,
+        rows=rows,
+        rows_sha256=base.digest(source.rows) if base else source.rows.digest(),
+        batch_size=options.batch_size,
+        unit_rows=_unit_rows(options, rows, base),
+        threads=threads,
+        thumbnail_size=options.thumbnail_size,
+    )
+
+
+def _layers(
+    options: Options, layers: Sequence[CapturedLayer], rows: int
+) -> tuple[LayerRecord, ...]:
+    dense = _named("--retain-all", options.retain_all, layers)
+    prefix = _named("--retain-prefix", options.retain_prefix, layers)
+    return tuple(
+        LayerRecord(
+            name=layer.name,
+            depth=depth,
+            channels=layer.channels,
+            tokens=layer.tokens,
+            poolings=_poolings(options, layer),
+            top_k=min(options.top_k, rows),
+            dense=layer.name in dense,
+            # All activations have them among them.
+            dense_prefix=layer.name in prefix - dense and bool(layer.tokens.prefix),
+        )
+        for depth, layer in enumerate(layers)
+    )
+
+
+def _poolings(options: Options, layer: CapturedLayer) -> tuple[Pooling, ...]:
+    possible = layer.tokens.poolings
+    for name in options.poolings:
+        if name not in possible:
+            known = ", ".join(possible)
+            why = "has no class token" if name in POOLINGS else "has no such pooling"
+            raise IndexingError(f"--poolings names {name!r}, but the model {why}; it has {known}.")
+    return tuple(each for each in possible if not options.poolings or each in options.poolings)
+
+
+def _named(flag: str, asked: tuple[str, ...], layers: Sequence[CapturedLayer]) -> set[str]:
+    names = {layer.name for layer in layers}
+    unknown = [name for name in asked if name not in names and name != "all"]
+    if unknown:
+        raise IndexingError(
+            f"{flag} names {unknown[0]!r}, which is no layer of the model; "
+            f"they are {layers[0].name} to {layers[-1].name}."
+        )
+    return names if "all" in asked else set(asked)
+
+
+def _unit_rows(options: Options, rows: int, base: Base | None) -> int:
+    if base and not base.single_unit and options.unit_rows is None:
+        return base.generation.manifest.unit_rows
+    size = options.unit_rows or -(-1024 // options.batch_size) * options.batch_size
+    return min(size, rows)
+
+
+def _threads(
+    options: Options, device: str, recorded: dict[str, Any] | None, base: Base | None
+) -> int:
+    if device != "cpu":
+        return 0
+    before = (recorded or {}).get("threads") or (base.generation.manifest.threads if base else 0)
+    return options.threads or before or max(1, (os.cpu_count() or 1) // options.workers)
+
+
+def _device(options: Options, worker: int) -> str:
+    if options.device:
+        try:
+            torch.empty(1, device=options.device)
+        except (RuntimeError, AssertionError):
+            raise IndexingError(
+                f"The device {options.device!r} cannot be used here; give --device cpu."
+            ) from None
+    asked = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if asked == "cuda" and options.workers > 1:
+        return f"cuda:{worker % torch.cuda.device_count()}"
+    return asked

@@ -1,0 +1,158 @@
+"""Units done one after the other here, or side by side by several processes.
+
+The parent hands a unit to whoever is free; a worker builds its own job from the same options and
+proves by its plan that it is the same. What is published does not depend on who did which unit.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from multiprocessing.reduction import DupFd
+from typing import Any, TypeAlias, cast
+
+from vitscope.indexer.errors import IndexingError
+from vitscope.indexer.job import Job, prepare
+from vitscope.indexer.options import Options
+from vitscope.indexer.plan import Unit
+from vitscope.indexer.progress import Progress
+from vitscope.indexer.unit import Worker
+from vitscope.indexer.work import Work
+
+Channel: TypeAlias = "Connection[Any, Any]"
+
+
+class WorkerError(IndexingError):
+    """A worker process failed or was killed."""
+
+
+def run_here(
+    job: Job, work: Work, finished: Sequence[Unit], units: Sequence[Unit], progress: Progress
+) -> None:
+    """Index `units` in this process."""
+    worker = Worker(job, work, progress.advance)
+    try:
+        worker.restore(finished)
+        for unit in units:
+            worker.run(unit)
+    finally:
+        worker.close()
+
+
+def run_side_by_side(
+    options: Options,
+    work: Work,
+    lock: int,
+    finished: Sequence[Unit],
+    units: Sequence[Unit],
+    progress: Progress,
+) -> None:
+    """Index `units` in `options.workers` processes.
+
+    They inherit the descriptor `lock` of the index's lock, so that nobody else writes while one of
+    them is left over. Raises `WorkerError` where one fails.
+    """
+    context = multiprocessing.get_context("spawn")
+    workers: dict[Channel, SpawnProcess] = {}
+    try:
+        for number in range(min(options.workers, len(units))):
+            mine, theirs = context.Pipe()
+            given = (options, number, work.plan.to_json(), finished, theirs, DupFd(lock))
+            workers[mine] = context.Process(target=_serve, args=given)
+            workers[mine].start()
+            # Its end is the worker's alone to close: its death is then noticed as an end of file.
+            theirs.close()
+        _hand_out(units, workers, progress)
+    finally:
+        started = [process for process in workers.values() if process.pid]
+        for process in started:
+            process.terminate()
+        for process in started:
+            process.join()
+
+
+def _hand_out(
+    units: Sequence[Unit], workers: Mapping[Channel, SpawnProcess], progress: Progress
+) -> None:
+    """Send every unit to a worker that is free, in order, until all are done."""
+    left = list(reversed(units))
+    for connection in workers:
+        connection.send(left.pop())
+    busy = len(workers)
+    while busy:
+        for connection in cast(list[Channel], wait(list(workers))):
+            try:
+                said = connection.recv()
+            except (EOFError, ConnectionResetError):
+                raise _lost(workers[connection]) from None
+            if isinstance(said, Exception):
+                raise said
+            if isinstance(said, int):
+                progress.advance(said)
+                continue
+            busy -= 1
+            if left:
+                connection.send(left.pop())
+                busy += 1
+
+
+def _lost(process: SpawnProcess) -> WorkerError:
+    process.join()
+    code = process.exitcode or 0
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"stopped with code {code}"
+    memory = ", perhaps for want of memory" if code == -signal.SIGKILL else ""
+    return WorkerError(f"A worker process {how}{memory}; run the same command again to go on.")
+
+
+def _serve(
+    options: Options,
+    number: int,
+    plan: bytes,
+    finished: Sequence[Unit],
+    connection: Channel,
+    lock: Any,
+) -> None:
+    """A worker process: do the units that the parent sends, until it closes the connection."""
+    # The parent stops its workers; a Ctrl-C in the terminal reaches all of them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    lock.detach()
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    try:
+        job = prepare(options, number)
+        if job.plan.to_json() != plan:
+            raise WorkerError(
+                "The pictures or the model changed while the run began; run the same command again."
+            )
+        worker = Worker(job, Work(options.out, job.plan), connection.send)
+        worker.restore(finished)
+        while True:
+            worker.run(connection.recv())
+            connection.send(None)
+    except EOFError:
+        return
+    except Exception as error:
+        connection.send(_portable(error))
+
+
+def _portable(error: Exception) -> Exception:
+    """The error as the parent can raise it: with its message and errno, without its cause."""
+    if isinstance(error, OSError):
+        return OSError(error.errno, error.strerror)
+    if hasattr(error, "exit_code"):
+        return type(error)(*error.args)
+    # A bug of ours: its traceback does not travel by itself.
+    error.add_note(f"In a worker process:\n{traceback.format_exc()}")
+    return error
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)

@@ -1,0 +1,72 @@
+"""One writer at a time: an advisory lock on the file INDEX/lock, held by whoever changes the index.
+
+The lock belongs to the open file, so a worker process that inherits its descriptor keeps it after
+the death of the process that took it: nobody writes beside a worker that is left over.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vitscope.store import layout
+from vitscope.store.errors import StoreError
+
+_LEFT_OVER_SECONDS = 20.0
+"""How long the workers of a dead process may take to notice that they are alone."""
+
+
+class BusyIndexError(StoreError):
+    """Another process is writing the index."""
+
+    exit_code = 3
+
+
+@contextmanager
+def writing(index: Path) -> Iterator[int]:
+    """Be the only writer of the index at `index`, which must exist; gives the lock's descriptor.
+
+    Raises `BusyIndexError`, with the number of the process that has it, where it is taken.
+    """
+    descriptor = os.open(index / layout.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        _take(index, descriptor)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        try:
+            yield descriptor
+        finally:
+            os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def _take(index: Path, descriptor: int) -> None:
+    deadline = time.monotonic() + _LEFT_OVER_SECONDS
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+        if _runs(holder) or time.monotonic() > deadline:
+            raise BusyIndexError(
+                f"{index} is being written by process {holder or '?'}; wait for it or stop it."
+            )
+        time.sleep(0.05)
+
+
+def _runs(process: str) -> bool:
+    if not process.isdecimal():
+        # It has the lock and has not yet said who it is, or is letting go of it.
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

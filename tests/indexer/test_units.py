@@ -1,0 +1,257 @@
+"""Units done by several processes, in any order, found damaged, or stopped on request."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pictures import BAD, write_pictures
+from runs import files_of, tiny
+
+from vitscope.client.cli import main
+from vitscope.indexer.errors import OutputError
+from vitscope.indexer.job import Job
+from vitscope.indexer.options import Options
+from vitscope.indexer.plan import Unit
+from vitscope.indexer.progress import Progress
+from vitscope.indexer.run import index
+from vitscope.indexer.work import Work
+from vitscope.indexer.workers import run_here
+from vitscope.store.generation import open_generation
+from vitscope.store.verify import verify
+
+ROWS = 31
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    write_pictures(folder, ROWS - len(BAD))
+    for name, data in BAD.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def options(pictures: Path, out: Path) -> Options:
+    kept = {"retain_all": ("blocks.1.mlp",), "retain_prefix": ("blocks.0.mlp",)}
+    return tiny(pictures, out, **kept)
+
+
+@pytest.fixture(scope="module")
+def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of an undisturbed run by one process."""
+    out = tmp_path_factory.mktemp("whole") / "index"
+    index(options(pictures, out))
+    return files_of(out)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_the_number_of_processes_changes_nothing(
+    pictures: Path, whole: dict[str, bytes], tmp_path: Path, workers: int
+) -> None:
+    index(replace(options(pictures, tmp_path / "index"), workers=workers))
+    assert files_of(tmp_path / "index") == whole
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_of_the_units_changes_nothing(
+    pictures: Path,
+    whole: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+) -> None:
+    def shuffled(
+        job: Job, work: Work, finished: list[Unit], units: list[Unit], progress: Progress
+    ) -> None:
+        run_here(job, work, finished, random.Random(seed).sample(units, len(units)), progress)
+
+    monkeypatch.setattr("vitscope.indexer.run.run_here", shuffled)
+    index(options(pictures, tmp_path / "index"))
+    assert files_of(tmp_path / "index") == whole
+
+
+def half_done(pictures: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that ended before its merge; gives the working folder."""
+    with monkeypatch.context() as patch:
+
+        def stop(*given: object) -> str:
+            raise KeyboardInterrupt
+
+        patch.setattr("vitscope.indexer.run.merge", stop)
+        with pytest.raises(KeyboardInterrupt):
+            index(options(pictures, out))
+    return out / "building"
+
+
+SCORES = "staged/arrays.zarr/layers/blocks.0.mlp/scores_mean/c/0/2"
+DENSE = "staged/arrays.zarr/layers/blocks.1.mlp/activations/c/2/0/0"
+MAPS = "units/000002/blocks.2.mlp.max.maps.npy"
+RECEIPT = "units/000002.json"
+
+
+@pytest.mark.parametrize(
+    ("victim", "how"),
+    [
+        *((SCORES, how) for how in ("flip", "cut", "remove", "swap")),
+        *((RECEIPT, how) for how in ("flip", "cut", "remove", "swap")),
+        (DENSE, "swap"),
+        (MAPS, "flip"),
+        ("units/000002/rows.json", "swap"),
+        ("units/000002/thumbnails.bin", "flip"),
+    ],
+)
+def test_a_unit_that_was_damaged_is_done_again(
+    pictures: Path,
+    whole: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    victim: str,
+    how: str,
+) -> None:
+    path = half_done(pictures, tmp_path / "index", monkeypatch) / victim
+    data = bytearray(path.read_bytes())
+    if how == "flip":
+        data[len(data) // 2] ^= 4
+        path.write_bytes(data)
+    elif how == "cut":
+        path.write_bytes(data[:-1])
+    elif how == "remove":
+        path.unlink()
+    else:
+        # Another unit's file, sound in itself.
+        other = Path(str(path).replace("000002", "000003").replace("/2", "/3"))
+        path.write_bytes(other.read_bytes())
+    capsys.readouterr()
+    index(options(pictures, tmp_path / "index"))
+    assert files_of(tmp_path / "index") == whole
+    said = capsys.readouterr().err
+    missing_receipt = how == "remove" and victim.endswith("2.json")
+    assert missing_receipt or "Rows 8 to 11 are indexed again" in said
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_signal_stops_cleanly_and_the_same_command_goes_on(
+    pictures: Path, whole: dict[str, bytes], tmp_path: Path, stop: signal.Signals, workers: int
+) -> None:
+    out = tmp_path / "index"
+    line = f"index --model test_vit --random-weights --img-size 32 --top-k 3 --batch-size 4 \
+--unit-rows 4 --threads 1 --retain-all blocks.1.mlp --retain-prefix blocks.0.mlp \
+--workers {workers} --data {pictures} --out {out}".split()
+    command = [sys.executable, "-m", "vitscope.client.cli", *line]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not list(out.glob("building/units/*.json")):
+        assert process.poll() is None
+        time.sleep(0.005)
+    os.kill(process.pid, stop)
+    _, said = process.communicate(timeout=60)
+    if process.returncode:  # else it was faster than the signal
+        assert process.returncode == (143 if stop == signal.SIGTERM else 130)
+        assert said.splitlines()[-1].startswith(
+            "vitscope: Stopped; the same command goes on from here"
+        )
+        assert "Traceback" not in said
+        assert main(line) == 0
+    assert files_of(out) == whole
+
+
+def test_a_worker_that_is_killed_ends_the_run_in_one_sentence(
+    pictures: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "index"
+    line = f"index --model test_vit --random-weights --img-size 32 --top-k 3 --batch-size 4 \
+--unit-rows 4 --threads 1 --retain-all blocks.1.mlp --retain-prefix blocks.0.mlp \
+--workers 2 --data {pictures} --out {out}".split()
+    command = [sys.executable, "-m", "vitscope.client.cli", *line]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    victims: list[int] = []
+    while not victims:
+        assert process.poll() is None
+        victims = workers_of(process.pid)
+        time.sleep(0.005)
+    os.kill(victims[0], signal.SIGKILL)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 3
+    assert "A worker process was killed by SIGKILL" in said.splitlines()[-1]
+    assert "Traceback" not in said
+    assert main(line) == 0
+    assert files_of(out) == whole
+
+
+def workers_of(parent: int) -> list[int]:
+    """Children that multiprocessing spawned to work, without its resource tracker."""
+    children: list[str] = []
+    for task in Path(f"/proc/{parent}/task").iterdir():
+        with suppress(OSError):
+            children += (task / "children").read_text().split()
+    return [int(child) for child in children if "spawn_main" in command_of(child)]
+
+
+def command_of(process: str) -> str:
+    # Libraries ask short-lived programs about the machine: one may be gone when looked at.
+    with suppress(OSError):
+        return Path(f"/proc/{process}/cmdline").read_text()
+    return ""
+
+
+def test_other_options_are_refused_by_name(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "index"
+    half_done(pictures, out, monkeypatch)
+    base = options(pictures, out)
+    others = {
+        "layers.top_k": replace(base, top_k=2),
+        "layers.poolings": replace(base, poolings=("mean",)),
+        "layers.dense": replace(base, retain_all=()),
+        "layers.dense_prefix": replace(base, retain_prefix=()),
+        "model.input_size": replace(base, img_size=48),
+        "model.dtype": replace(base, dtype="bfloat16"),
+        "rows": replace(base, limit=20),
+        "batch_size": replace(base, batch_size=2),
+        "unit_rows": replace(base, unit_rows=8),
+        "threads": replace(base, threads=2),
+        "thumbnail_size": replace(base, thumbnail_size=0),
+    }
+    for field, other in others.items():
+        with pytest.raises(OutputError, match=rf"differs in .*\b{field}\b"):
+            index(other)
+
+
+def test_a_damaged_plan_is_one_sentence(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    building = half_done(pictures, tmp_path / "index", monkeypatch)
+    (building / "plan.json").write_bytes(b"{")
+    with pytest.raises(OutputError, match=r"plan of the unfinished run .* is damaged; remove"):
+        index(options(pictures, tmp_path / "index"))
+
+
+def test_chosen_poolings_and_prefix_tokens(pictures: Path, tmp_path: Path) -> None:
+    chosen = replace(options(pictures, tmp_path / "a"), poolings=("mean", "cls"))
+    index(chosen)
+    index(replace(options(pictures, tmp_path / "b"), retain_all=("all",), retain_prefix=()))
+    some, everything = open_generation(tmp_path / "a"), open_generation(tmp_path / "b")
+    assert [layer.poolings for layer in some.manifest.layers] == [("mean", "cls")] * 6
+    assert not list(some.path.rglob("*_max"))
+    assert verify(tmp_path / "a", deep=True).problems == ()
+    for row in range(ROWS):
+        kept = some.prefix_activations("blocks.0.mlp", row)
+        assert kept.shape == (1, 192)
+        np.testing.assert_array_equal(
+            kept, everything.activations("blocks.0.mlp", row, slice(None))[:, :1].T
+        )
+        # A score has no negative zero.
+        np.testing.assert_array_equal(kept[0], some.image_scores("blocks.0.mlp", "cls", row))
+        np.testing.assert_array_equal(kept, everything.prefix_activations("blocks.0.mlp", row))

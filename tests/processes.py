@@ -1,0 +1,66 @@
+"""Real processes that hold what tests need held, until they are told to let go."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+class Holder:
+    """A Python process that runs `code`, says when it is ready, and ends with its stdin.
+
+    The code leaves what it holds in variables and gets `arguments` as `sys.argv[1:]`.
+    """
+
+    def __init__(self, code: str, *arguments: str | Path) -> None:
+        code = f"import sys\n{code}\nprint('ready', flush=True)\nsys.stdin.read()\n"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        if self.process.stdout.readline() != "ready\n":
+            raise RuntimeError("The process ended before it was ready.")
+
+    @property
+    def pid(self) -> int:
+        """Its process number."""
+        return self.process.pid
+
+    def kill(self) -> None:
+        """End it as `kill -9` does; what it started stays, and keeps its stdin."""
+        self.process.kill()
+        self.process.wait()
+
+    def release(self) -> None:
+        """Let it, and what inherited its stdin, end."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    def __enter__(self) -> Holder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+WRITER = """
+from pathlib import Path
+from vitscope.store.lock import writing
+held = writing(Path(sys.argv[1]))
+descriptor = held.__enter__()
+"""
+"""Holds the lock of the index that is its argument."""
+
+READER = """
+import fcntl
+file = open(sys.argv[1], "rb")
+fcntl.flock(file, fcntl.LOCK_SH)
+"""
+"""Holds a shared lock on the file that is its argument, as a reader of a generation does."""
