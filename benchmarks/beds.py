@@ -16,11 +16,14 @@ import torch
 import zarr
 
 from vitscope.indexer.dense import DenseWriter
-from vitscope.store import arrays, layout
-from vitscope.store.arrays import Array, ArraySpec, create_array, open_array, write_group
+from vitscope.store import layout
+from vitscope.store.arrays import Array, ArraySpec, Index, create_array, open_array, write_group
 from vitscope.store.generation import Generation
 from vitscope.store.manifest import LayerRecord, Manifest, ModelRecord, TokenLayout
 from vitscope.store.publish import publish
+from vitscope.store.sealed import ChunkCache, SealedArray
+from vitscope.store.seals import pack_seals, seal_files, unpack_seals
+from vitscope.store.shards import ShardGrid
 
 Half = npt.NDArray[np.float16]
 Write = Callable[[Array], None]
@@ -57,16 +60,14 @@ class Bed:
 
         Nothing of it is in the process's caches but the metadata and the seals.
         """
-        arrays._context.cache_clear()
         name = f"blocks.{number}.mlp"
         folder = layout.layer_path(self.path, name) / array
         plain = open_array(folder)
-        arrays._context.cache_clear()
         generation = Generation(self.path)
         for read in (plain.read, lambda *index: generation.read(name, array, *index)):
             read(*[0] * len(plain.shape))
 
-        def guarded(*index: arrays.Index) -> Any:
+        def guarded(*index: Index) -> Any:
             return generation.read(name, array, *index)
 
         return plain, guarded, zarr.open(str(folder), mode="r")
@@ -113,6 +114,14 @@ def published(
         written_by="benchmarks",
     )
     return Bed(index / layout.GENERATIONS / publish(index, staged, manifest))
+
+
+def sealed(path: Path) -> Callable[[], SealedArray]:
+    """What opens an array as a generation does, with nothing of it in memory but the seals."""
+    names = [file.relative_to(path.parent).as_posix() for file in path.rglob("*") if file.is_file()]
+    table = unpack_seals(pack_seals(path.parent, seal_files(path.parent, names)))[path.name]
+    grid = ShardGrid.from_metadata((path / "zarr.json").read_bytes())
+    return lambda: SealedArray(path, grid, lambda: table, ChunkCache(256 << 20))
 
 
 def raw(path: Path, values: Half) -> None:

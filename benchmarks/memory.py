@@ -95,7 +95,7 @@ def phase(out: Path) -> str:
     """What the command is at, by the files it has made."""
     if (out / "CURRENT").exists():
         return "end"
-    if (out / "building" / "staged" / "arrays.zarr" / "zarr.json").exists():
+    if any((out / "building" / "staged" / "arrays.zarr").glob("layers/*/top_rows_*")):
         return "merge"
     return "units" if (out / "building" / "units").exists() else "loading"
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from beds import FLOOR, Half, dense_writing, halves, layer, mapped, raw, write_parts
+from beds import FLOOR, Half, dense_writing, halves, layer, mapped, raw, sealed, write_parts
 from record import Prepare, Row, compared, rates, timed
 
-from vitscope.store import arrays, layout
-from vitscope.store.arrays import Array, ArraySpec, create_array, open_array
+from vitscope.store import layout
+from vitscope.store.arrays import Array, ArraySpec, create_array
 
 Question = tuple[Any, ...]
 
@@ -164,14 +164,11 @@ def _reading(
     floor = mapped(folder / "floor.npy", values.shape)
     floor[...] = values
     samples: dict[str, list[float]] = {name: [] for name in (FLOOR, *places)}
+    openers = {name: sealed(path) for name, path in places.items()}
     for question in asked:
         samples[FLOOR].append(timed(lambda: np.array(floor[question])))  # noqa: B023
-        for name, path in places.items():
-            # Nothing of it in the process's own cache but one chunk's and the metadata.
-            arrays._context.cache_clear()
-            array = open_array(path)
-            array.read(*[0] * len(array.shape))
-            samples[name].append(timed(array.read, *question))
+        for name, opener in openers.items():
+            samples[name].append(timed(opener().read, *question))
     return compared(what, samples, FLOOR)
 
 

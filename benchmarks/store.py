@@ -74,7 +74,7 @@ def main() -> int:
 
 def writing(folder: Path, quick: bool) -> Iterator[Row]:
     """Retention `all`, from activations as a model gives them, against one raw file."""
-    record, images, batch = layer(1536), 128 if quick else 512, 32
+    record, images, batch = layer(1536), 128 if quick else 1024, 32
     floats = torch.randn(batch, record.tokens.tokens, record.channels)
     spec = layout.activations_spec(record, images, images)
     ready = halves(images, record.tokens.tokens, record.channels)

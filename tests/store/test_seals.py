@@ -8,7 +8,6 @@ import math
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import Synthetic
 
-from vitscope.store.arrays import ArraySpec, create_array, open_array, shard_names, write_array
+from vitscope.store.arrays import ArraySpec, create_array, shard_names, write_array
 from vitscope.store.errors import DamagedIndexError, NotWrittenError
 from vitscope.store.generation import open_generation
-from vitscope.store.guard import Guard
 from vitscope.store.publish import publish
 from vitscope.store.seals import Seal, pack_seals, seal_files, unpack_seals
-from vitscope.store.shards import ShardGrid
 from vitscope.store.verify import verify
 
 SPEC = ArraySpec("int32", (5, 7), ("y", "x"), (4, 6), (2, 2))
@@ -170,91 +167,6 @@ def test_seals_are_never_unpickled() -> None:
     np.savez(buffer, a=np.array([{}], object))
     with pytest.raises(DamagedIndexError):
         unpack_seals(buffer.getvalue())
-
-
-def guarded(folder: Path) -> Guard:
-    tables = unpack_seals(pack_seals(folder, seal_files(folder, files(folder))))
-    grid = ShardGrid.from_metadata((folder / "a/zarr.json").read_bytes())
-    return Guard(folder / "a", grid, lambda: tables["a"])
-
-
-def turn_checksum(path: Path, chunk: int, spec: ArraySpec) -> None:
-    data = bytearray(path.read_bytes())
-    data[(chunk + 1) * (math.prod(spec.chunk) * 4 + 4) - 1] ^= 1
-    path.write_bytes(data)
-
-
-@st.composite
-def indexes(draw: st.DrawFn, spec: ArraySpec) -> tuple[Any, ...]:
-    """Integers and slices, one integer array at most, for some of the first axes."""
-    parts: list[Any] = []
-    kinds = ["int", "slice", "backwards", "whole", "array"]
-    for length in spec.shape[: draw(st.integers(0, len(spec.shape)))]:
-        low = draw(st.integers(0, length - 1))
-        high = draw(st.integers(low + 1, length))
-        kind = draw(st.sampled_from(kinds))
-        if kind == "array":
-            kinds.pop()
-            some = st.lists(st.integers(0, length - 1), min_size=1, max_size=5)
-            parts.append(np.array(draw(some)))
-        else:
-            backwards = slice(high - 1, low - 1 if low else None, -1)
-            each = {"int": low, "slice": slice(low, high), "backwards": backwards}
-            parts.append(each.get(kind, slice(None)))
-    return tuple(parts)
-
-
-def chunk_of(element: Sequence[int], spec: ArraySpec) -> tuple[str, int]:
-    """The shard file of an element's chunk, and how many chunks lie before it there."""
-    shard = [e // s for e, s in zip(element, spec.shard, strict=True)]
-    axes = zip(shard, spec.shard, spec.shape, spec.chunk, strict=True)
-    starts = [range(p * s, min((p + 1) * s, n), c) for p, s, n, c in axes]
-    mine = tuple(e // c * c for e, c in zip(element, spec.chunk, strict=True))
-    return "/".join(("c", *map(str, shard))), list(itertools.product(*starts)).index(mine)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_a_guard_checks_the_chunks_of_a_read_and_no_others(draw: st.DataObject) -> None:
-    spec = draw.draw(specs())
-    index = draw.draw(indexes(spec))
-    victim = tuple(draw.draw(st.integers(0, length - 1)) for length in spec.shape)
-    # Every element of the victim's chunk, and whether the index has one of them.
-    mine = np.zeros(spec.shape, np.bool_)
-    corner = [v // c * c for v, c in zip(victim, spec.chunk, strict=True)]
-    mine[tuple(slice(k, k + c) for k, c in zip(corner, spec.chunk, strict=True))] = True
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        written(folder, spec)
-        guard = guarded(folder)
-        shard, before = chunk_of(victim, spec)
-        turn_checksum(folder / "a" / shard, before, spec)
-        if mine[index].any():
-            with pytest.raises(DamagedIndexError, match="Array a is not what was published"):
-                guard.check(index)
-        else:
-            guard.check(index)
-            shutil.rmtree(folder / "a")
-            # What was found right is not looked at again.
-            guard.check(index)
-            with pytest.raises(DamagedIndexError):
-                guard.check(())
-
-
-def test_a_longer_file_is_refused(tmp_path: Path) -> None:
-    written(tmp_path)
-    guard = guarded(tmp_path)
-    with (tmp_path / "a/c/0/0").open("ab") as file:
-        file.write(b"x")
-    with pytest.raises(DamagedIndexError):
-        guard.check((0, 0))
-
-
-def test_an_array_without_elements_needs_no_seal(tmp_path: Path) -> None:
-    spec = ArraySpec("int32", (0,), ("x",), (1,), (1,))
-    write_array(tmp_path / "a", np.zeros(0, np.int32), spec)
-    guard = guarded(tmp_path)
-    assert open_array(tmp_path / "a", guard).read().shape == (0,)
 
 
 def staged_again(synthetic: Synthetic, index: Path) -> Path:

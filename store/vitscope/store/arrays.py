@@ -10,9 +10,8 @@ import errno
 import json
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,14 +20,26 @@ import tensorstore as ts
 from vitscope.store.encode import ShardWriter
 from vitscope.store.errors import DamagedIndexError, NotWrittenError
 from vitscope.store.files import sync_directory, write_atomically
-from vitscope.store.guard import Guard
 from vitscope.store.shards import ShardGrid
 
-_CACHE_BYTES = 256 << 20
 _SHARD_BYTES = 64 << 20
 _LINE = 1 << 16
+# An index in the making is read and written once: what a cache kept would only fill memory.
+_CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": 0}})
 
-Index = int | slice | npt.NDArray[Any]
+Index: TypeAlias = int | np.integer[Any] | slice | npt.NDArray[Any]
+"""What is taken along one axis."""
+
+
+class Readable(Protocol):
+    """An array to read from."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Elements along each axis."""
+
+    def read(self, *index: Index) -> npt.NDArray[Any]:
+        """The elements at `index`, as in NumPy's basic indexing with one integer array allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,22 +84,17 @@ def shard_names(spec: ArraySpec, *index: slice) -> list[str]:
 
 
 def _grid(spec: ArraySpec) -> ShardGrid:
-    return ShardGrid(spec.shape, spec.shard, spec.chunk, np.dtype(spec.dtype).itemsize)
+    return ShardGrid(spec.shape, spec.shard, spec.chunk, np.dtype(spec.dtype), spec.order)
 
 
 class Array:
-    """One array on disk; reads give NumPy arrays, and damage raises `DamagedIndexError`."""
+    """One array of an index in the making; damage raises `DamagedIndexError`."""
 
     def __init__(
-        self,
-        handle: ts.TensorStore,
-        name: str,
-        guard: Guard | None = None,
-        shards: ShardWriter | None = None,
+        self, handle: ts.TensorStore, name: str, shards: ShardWriter | None = None
     ) -> None:
         self._handle = handle
         self._name = name
-        self._guard = guard
         self._shards = shards
 
     @property
@@ -104,8 +110,6 @@ class Array:
     def read(self, *index: Index) -> npt.NDArray[Any]:
         """The elements at `index`, as in NumPy's basic indexing with one integer array allowed."""
         view = self._handle[index] if index else self._handle
-        if self._guard:
-            self._guard.check(index)
         try:
             return np.asarray(view.read().result())
         except (ValueError, OSError) as error:
@@ -142,13 +146,12 @@ def create_array(path: Path, spec: ArraySpec) -> Array:
             {**_driver(path), "metadata": _metadata(spec), "store_data_equal_to_fill_value": True},
             open=True,
             create=True,
-            context=_context(0),
+            context=_CONTEXT,
         ).result()
     except (ValueError, OSError) as error:
         raise _not_written(path.name, error) from error
     sync_directory(path.parent)
-    shards = ShardWriter(path, _grid(spec), np.dtype(spec.dtype), spec.order)
-    return Array(handle, path.name, shards=shards)
+    return Array(handle, path.name, ShardWriter(path, _grid(spec)))
 
 
 def _not_written(name: str, error: Exception) -> NotWrittenError:
@@ -166,32 +169,21 @@ def write_array(path: Path, values: npt.NDArray[Any], spec: ArraySpec) -> None:
         array.write(values)
 
 
-def open_array(path: Path, guard: Guard | None = None) -> Array:
-    """Open the array at `path` for reading; with `guard`, what it refuses is not read.
-
-    Raises `DamagedIndexError` where there is none.
-    """
+def open_array(path: Path) -> Array:
+    """Open the array at `path` for reading; raises `DamagedIndexError` where there is none."""
     try:
         handle = ts.open(
             {**_driver(path), "fill_missing_data_reads": False},
             open=True,
             read=True,
-            context=_context(_CACHE_BYTES if guard else 0),
-            # What is published stays as it is; else what was written since is read anew.
-            recheck_cached_data=False if guard else "open",
+            context=_CONTEXT,
+            recheck_cached_data="open",
         ).result()
     except (ValueError, OSError) as error:
         raise DamagedIndexError(
             f"Array {path.name} of the index is missing or not readable as Zarr."
         ) from error
-    return Array(handle, path.name, guard)
-
-
-@lru_cache
-def _context(cache_bytes: int) -> ts.Context:
-    # One pool per process for published arrays: shard indexes and hot chunks stay in memory up to a
-    # bound. An index in the making is read and written once: what stayed would only fill memory.
-    return ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
+    return Array(handle, path.name)
 
 
 def _driver(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from vitscope.store.arrays import Array, leading_spec
+from vitscope.store.arrays import Readable, leading_spec
 from vitscope.store.columns import NO_LABEL, Appender, Edges, Labels, Line, Opener, StoredBytes
 
 _BOXES_PER_CHUNK = 4096
@@ -67,7 +67,7 @@ class BoxTable:
         return self._open(self._path / "box_edge").read()
 
     @cached_property
-    def _corners(self) -> Array:
+    def _corners(self) -> Readable:
         return self._open(self._path / "box")
 
     @cached_property

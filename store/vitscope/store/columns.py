@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitscope.store.arrays import Array, ArraySpec, create_array, line_spec
+from vitscope.store.arrays import ArraySpec, Readable, create_array, line_spec
 
 NO_LABEL = -1
 """In a column of label numbers: none."""
 
-Opener = Callable[[Path], Array]
+Opener = Callable[[Path], Readable]
 
 
 class Appender:

@@ -19,10 +19,10 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from vitscope.store.files import make_folders, replacing, sync_directory
+from vitscope.store.files import begin_writing_back, make_folders, replacing, sync_directory
 from vitscope.store.shards import CRC_BYTES, ShardGrid
 
-_SLAB_BYTES = 1 << 20
+_SLAB_BYTES = 2 << 20
 
 Region = tuple[slice, ...]
 Bytes = npt.NDArray[np.uint8]
@@ -35,14 +35,11 @@ class ShardWriter:
     path: Path
     """The array's folder."""
     grid: ShardGrid
-    dtype: np.dtype[Any]
-    order: tuple[int, ...]
-    """Axes of an inner chunk as its bytes lie, slowest first."""
 
     def region(self, values: object, index: Sequence[object]) -> Region | None:
         """The elements at `index`, where `write` can store `values` there; else None."""
         grid = self.grid
-        if not isinstance(values, np.ndarray) or values.dtype != self.dtype or not _able():
+        if not isinstance(values, np.ndarray) or values.dtype != self.grid.dtype or not _able():
             return None
         given = [*index, *[slice(None)] * (len(grid.shape) - len(index))]
         if not len(given) == len(grid.shape) == values.ndim:
@@ -69,7 +66,10 @@ class ShardWriter:
             folders |= {file.parent, *make_folders(file.parent)}
             with replacing(file) as stream:
                 for part in self.encode(values[tuple(mine)], place):
+                    start = stream.tell()
                     stream.write(part.data)
+                    # The disk begins with it now and not when the file is complete.
+                    begin_writing_back(stream.fileno(), start, part.nbytes)
         for folder in folders:
             sync_directory(folder)
 
@@ -96,8 +96,7 @@ class ShardWriter:
 
     def _lay_out(self, bits: npt.NDArray[Any], data: Bytes) -> None:
         """Copy elements to the inner chunks in `data`, and pad those at the array's edge."""
-        chunk, ndim = self.grid.chunk, bits.ndim
-        order = self.order or tuple(range(ndim))
+        chunk, order, ndim = self.grid.chunk, self.grid.order, bits.ndim
         held = tuple(-(-n // c) for n, c in zip(bits.shape, chunk, strict=True))
         stored = tuple(chunk[axis] for axis in order)
         steps = *_strides(held, self.grid.step), *_strides(stored, self.grid.itemsize)
@@ -105,7 +104,7 @@ class ShardWriter:
         for axis, (n, c) in enumerate(zip(bits.shape, chunk, strict=True)):
             if n % c:
                 last = np.moveaxis(chunks, (axis, ndim + order.index(axis)), (0, 1))[-1]
-                last[n % c :] = _fill_bits(self.dtype)
+                last[n % c :] = _fill_bits(self.grid.dtype)
         for parts in product(*map(_parts, bits.shape, chunk)):
             taken, numbers, within, shapes = zip(*parts, strict=True)
             split = bits[taken].reshape([length for shape in shapes for length in shape])

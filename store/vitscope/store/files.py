@@ -70,6 +70,19 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     temporary.replace(path)
 
 
+def expect_reading(file: int, start: int, size: int) -> None:
+    """Tell the system that part of an open file will be read soon; it may fetch it meanwhile."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file, start, size, os.POSIX_FADV_WILLNEED)
+
+
+def begin_writing_back(file: int, start: int, size: int) -> None:
+    """Let the disk begin on part of an open file that was just written; does not wait for it."""
+    if hasattr(os, "posix_fadvise"):
+        # Linux starts to write what is dirty there, and keeps it until that is done.
+        os.posix_fadvise(file, start, size, os.POSIX_FADV_DONTNEED)
+
+
 def make_folders(path: Path) -> set[Path]:
     """Make the folder `path` with those above it; returns the folders to sync for that."""
     missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]

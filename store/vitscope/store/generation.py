@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from vitscope.store import layout
-from vitscope.store.arrays import Array, Index, open_array
+from vitscope.store.arrays import Index
 from vitscope.store.errors import DamagedIndexError, NotAnIndexError, NotKeptError
 from vitscope.store.files import digest_bytes, sha256_bytes
-from vitscope.store.guard import Guard
 from vitscope.store.manifest import LayerRecord, Manifest, Pooling
 from vitscope.store.neighbours import Neighbours, load
 from vitscope.store.rows import RowTable
+from vitscope.store.sealed import ChunkCache, SealedArray
 from vitscope.store.seals import Checksums, Seal, unpack_seals
 from vitscope.store.shards import ShardGrid
 from vitscope.store.statistics import ScoreStatistics, read_statistics
@@ -31,6 +31,7 @@ from vitscope.store.statistics import ScoreStatistics, read_statistics
 _NAME = re.compile(r"\d{6}-[0-9a-f]{16}", re.ASCII)
 _POINTER = re.compile(rb"(\d{6}-[0-9a-f]{16})\n")
 _MEND = "restore it from a copy"
+_CACHE_BYTES = 256 << 20
 
 
 def generation_name(number: int, manifest: bytes) -> str:
@@ -96,7 +97,8 @@ class Generation:
         self.rows = RowTable(layout.rows_path(path), self._open, has_boxes=has_boxes)
         self._layers = {layer.name: layer for layer in self.manifest.layers}
         # Caches of this object, so that they go when it goes.
-        self._array: Callable[[str, str], Array] = cache(self._open_of_layer)
+        self._chunks = ChunkCache(_CACHE_BYTES)
+        self._array: Callable[[str, str], SealedArray] = cache(self._open_of_layer)
         self._seals: Callable[[str], Mapping[str, Checksums]] = cache(self._load_seals)
         self._neighbours: dict[str, Neighbours] = {}
         self._neighbours_lock = Lock()
@@ -199,15 +201,15 @@ class Generation:
         names = [layer.name for layer in self.manifest.layers]
         return names[0] if len(names) == 1 else f"{len(names)}, {names[0]} to {names[-1]}"
 
-    def _open_of_layer(self, layer: str, array: str) -> Array:
+    def _open_of_layer(self, layer: str, array: str) -> SealedArray:
         return self._open(layout.layer_path(self.path, layer) / array)
 
-    def _open(self, path: Path) -> Array:
+    def _open(self, path: Path) -> SealedArray:
         # Checksums of chunks say nothing of a shape or type that has changed.
         name = (path / "zarr.json").relative_to(self.path).as_posix()
         grid = ShardGrid.from_metadata(self._checked_bytes(name))
         group = layout.group_of(name)
-        return open_array(path, Guard(path, grid, lambda: self._seals(group)[path.name]))
+        return SealedArray(path, grid, lambda: self._seals(group)[path.name], self._chunks)
 
     def _load_seals(self, group: str) -> Mapping[str, Checksums]:
         return unpack_seals(self._checked_bytes(layout.seals_file(group)))

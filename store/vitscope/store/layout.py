@@ -36,7 +36,7 @@ PREFIX = "prefix_activations"
 
 # Images that share an inner chunk of the row-major scores, and of dense activations.
 _SCORE_ROWS = 8
-_DENSE_ROWS = 2
+_DENSE_ROWS = 1
 _DENSE_CHANNELS = 64
 # Tokens before channels within a chunk, as the model gives them: writing exchanges no axes, and
 # reading does it for the few maps that were asked for.

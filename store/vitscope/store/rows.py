@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from vitscope.store.arrays import Array, leading_spec, open_array, write_group
+from vitscope.store.arrays import Readable, leading_spec, open_array, write_group
 from vitscope.store.boxes import Box, BoxTable, BoxWriter
 from vitscope.store.columns import (
     NO_LABEL,
@@ -141,7 +141,7 @@ class RowTable:
         return StoredBytes.open(self._path, "thumbnail", self._open, held=False)
 
     @cached_property
-    def _digests(self) -> Array:
+    def _digests(self) -> Readable:
         return self._open(self._path / "sha256")
 
     @cached_property

@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from vitscope.store.errors import DamagedIndexError
+
+Place: TypeAlias = tuple[int, int, int]
+"""Where an inner chunk lies: number of its shard in C order, of its entry in the shard's index, and
+how many chunks lie before it in the file."""
 
 CRC_BYTES = 4
 _ENTRY_BYTES = 16
@@ -32,7 +38,13 @@ class ShardGrid:
     """Elements of one file along each axis."""
     chunk: tuple[int, ...]
     """Elements of one inner chunk along each axis."""
-    itemsize: int
+    dtype: np.dtype[Any]
+    order: tuple[int, ...] = ()
+    """Axes of an inner chunk as its bytes lie, slowest first; in their own order if not given."""
+
+    def __post_init__(self) -> None:
+        if not self.order:
+            object.__setattr__(self, "order", tuple(range(len(self.shape))))
 
     @staticmethod
     def from_metadata(data: bytes) -> ShardGrid:
@@ -41,18 +53,25 @@ class ShardGrid:
             body = json.loads(data)
             (sharding,) = body["codecs"]
             inner = sharding["configuration"]
-            kinds = [codec["name"] for codec in inner["codecs"] if codec["name"] != "transpose"]
+            codecs = {codec["name"]: codec.get("configuration", {}) for codec in inner["codecs"]}
+            order = codecs.pop("transpose", {}).get("order", ())
             place = inner.get("index_location", "end")
-            if (sharding["name"], kinds, place) == _LAYOUT:
+            if (sharding["name"], [*codecs], place) == _LAYOUT:
                 return ShardGrid(
                     tuple(body["shape"]),
                     tuple(body["chunk_grid"]["configuration"]["chunk_shape"]),
                     tuple(inner["chunk_shape"]),
-                    np.dtype(body["data_type"]).itemsize,
+                    np.dtype(body["data_type"]),
+                    tuple(order),
                 )
         except (ValueError, TypeError, KeyError) as error:
             raise DamagedIndexError("An array's zarr.json is not readable as one.") from error
         raise DamagedIndexError("An array's zarr.json names codecs that format 1 does not have.")
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return self.dtype.itemsize
 
     @cached_property
     def chunks(self) -> tuple[int, ...]:
@@ -78,6 +97,30 @@ class ShardGrid:
     def index_bytes(self) -> int:
         """Bytes of a shard's index without its CRC32C."""
         return math.prod(self.per_shard) * _ENTRY_BYTES
+
+    def file(self, shard: int) -> str:
+        """Path, such as `0/3`, of the shard of this number in C order."""
+        numbers = []
+        for count in reversed(self.shards):
+            shard, number = divmod(shard, count)
+            numbers.append(str(number))
+        return "/".join(reversed(numbers))
+
+    def places(self, axes: Sequence[Sequence[int]]) -> list[Place]:
+        """Where the chunks lie whose coordinates are the product of those along each axis."""
+        found: list[Place] = [(0, 0, 0)]
+        grid = zip(axes, self.per_shard, self.chunks, self.shards, strict=True)
+        for coordinates, per, chunks, shards in grid:
+            along = [
+                (mine := number // per, number - mine * per, min(per, chunks - mine * per))
+                for number in coordinates
+            ]
+            found = [
+                (shard * shards + mine, inner * per + within, rank * extent + within)
+                for shard, inner, rank in found
+                for mine, within, extent in along
+            ]
+        return found
 
     def inside(self, shard: tuple[int, ...]) -> npt.NDArray[np.bool_]:
         """Which inner chunks of a shard hold elements of the array, in C order: (n,)."""
