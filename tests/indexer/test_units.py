@@ -190,15 +190,20 @@ def test_a_worker_that_is_killed_ends_the_run_in_one_sentence(
 
 
 def workers_of(parent: int) -> list[int]:
-    """Children that multiprocessing spawned to work, without its resource tracker."""
+    """Processes that multiprocessing forked to work: children of its server's."""
+    servers = [child for child in children_of(parent) if "forkserver" in command_of(child)]
+    return [worker for server in servers for worker in children_of(server)]
+
+
+def children_of(parent: int) -> list[int]:
     children: list[str] = []
-    for task in Path(f"/proc/{parent}/task").iterdir():
-        with suppress(OSError):
+    with suppress(OSError):
+        for task in Path(f"/proc/{parent}/task").iterdir():
             children += (task / "children").read_text().split()
-    return [int(child) for child in children if "spawn_main" in command_of(child)]
+    return [int(child) for child in children]
 
 
-def command_of(process: str) -> str:
+def command_of(process: int) -> str:
     # Libraries ask short-lived programs about the machine: one may be gone when looked at.
     with suppress(OSError):
         return Path(f"/proc/{process}/cmdline").read_text()
