@@ -155,9 +155,12 @@ def test_wrong_uses_are_refused(tmp_path: Path) -> None:
         "batch_size": replace(more, batch_size=2),
         "unit_rows": replace(more, unit_rows=8),
         "thumbnail_size": replace(more, thumbnail_size=0),
+        "threads": replace(more, threads=2),
     }.items():
         with pytest.raises(IndexingError, match=rf"was made with another .*\b{field}\b"):
             index(other)
+    with pytest.raises(OutputError, match=r"with the model test_vit, not test_vit2; make another"):
+        index(replace(more, model="test_vit2"))
     with pytest.raises(OutputError, match="add pictures to it with --append"):
         index(replace(more, append=False))
     assert not (tmp_path / "index" / "building").exists()

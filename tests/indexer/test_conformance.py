@@ -59,7 +59,7 @@ def test_all_readers_agree_on_every_array(generation: Generation) -> None:
         with xarray.open_zarr(group, consolidated=False, mask_and_scale=False) as dataset:
             labelled = dataset[array.name].values
         if group.name == "rows":
-            ours = generation._open(array).read()
+            ours = generation._files.open(array).read()
         else:
             ours = generation.read(group.name, array.name)
         assert plain.dtype == labelled.dtype == ours.dtype

@@ -193,7 +193,9 @@ def test_foreign_output_is_left_alone(
     (tmp_path / "project" / "building").mkdir(parents=True)
     (tmp_path / "project" / "building" / "thesis.txt").write_text("precious")
     (tmp_path / "family" / "generations").mkdir(parents=True)
+    (tmp_path / "lost" / "generations" / "000001-0123456789abcdef").mkdir(parents=True)
     for out, words in (
+        ("lost", "lost is missing; restore it from a copy"),
         ("mine", "holds something else"),
         ("file", "is a file"),
         ("project", "holds something else"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from permissions import locked, public_folder
 
 from vitscope.indexer.errors import SourceError
 from vitscope.indexer.sources.folder import open_folder
@@ -64,3 +65,15 @@ def test_nothing_to_index_is_said(tmp_path: Path, name: str, words: str) -> None
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match=words):
         open_folder(tmp_path / name)
+
+
+def test_a_folder_that_may_not_be_looked_into_is_not_passed_over() -> None:
+    with public_folder() as root:
+        for name in ("seen", "hidden"):
+            (root / name).mkdir()
+            (root / name / "a.jpg").write_bytes(b"a")
+        with (
+            locked(root / "hidden"),
+            pytest.raises(SourceError, match=r"Folder .*hidden cannot be read \(Permission denied"),
+        ):
+            open_folder(root)

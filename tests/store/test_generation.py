@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import json
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -301,3 +304,45 @@ def test_a_lost_pointer_is_damage_where_there_are_generations(synthetic_copy: Pa
     (synthetic_copy / "CURRENT").unlink()
     with pytest.raises(DamagedIndexError, match=r"^CURRENT of the index .* is missing"):
         open_generation(synthetic_copy)
+
+
+def test_a_generation_goes_with_its_last_reference(synthetic: Synthetic) -> None:
+    """Its lock and its caches with it, without waiting for the cyclic collector."""
+    gc.disable()
+    try:
+        generation = open_generation(synthetic.path)
+        layer = generation.manifest.layers[0].name
+        generation.scores(layer, "mean", 0)
+        generation.rows.record(0)
+        generation.neighbours(layer)
+        gone = weakref.ref(generation)
+        manifest = str(generation.path / "manifest.json")
+        assert manifest in open_files()
+        del generation
+        assert gone() is None
+        assert manifest not in open_files()
+    finally:
+        gc.enable()
+
+
+def open_files() -> list[str]:
+    found = []
+    for number in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            found.append(str(number.readlink()))
+    return found
+
+
+def test_a_reader_that_meets_a_pruner_takes_the_generation_after(
+    synthetic_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = current_name(synthetic_copy)
+    folder = synthetic_copy / "generations"
+    # As it was a moment ago: `CURRENT` named a generation that is being removed by now.
+    old = "000000-0123456789abcdef"
+    shutil.copytree(folder / name, folder / old)
+    names = iter([old, name, name])
+    monkeypatch.setattr("vitscope.store.generation.current_name", lambda index: next(names))
+    with (folder / old / "manifest.json").open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert open_generation(synthetic_copy).name == name

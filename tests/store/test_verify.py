@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from permissions import locked, public_folder
 from synthetic import Synthetic
 
+from vitscope.client.cli import main
 from vitscope.store.verify import verify
 
 SHARD = "arrays.zarr/layers/blocks.0.mlp/scores_mean/c/0/1"
@@ -119,3 +122,27 @@ def test_the_quick_check_reads_seals(synthetic_copy: Path, folder: Path) -> None
     assert verify(synthetic_copy).problems == (
         "seals/rows.npz has other bytes than were published.",
     )
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_files_that_may_not_be_read_are_named(synthetic: Synthetic, deep: bool) -> None:
+    with public_folder() as root:
+        index = Path(shutil.copytree(synthetic.path, root / "index"))
+        seals = index / "generations" / synthetic.generation / "seals"
+        with locked(seals):
+            problems = verify(index, deep=deep).problems
+        names = [f"seals/{path.name}" for path in sorted(seals.iterdir())]
+        assert problems == tuple(f"{name} cannot be read (Permission denied)." for name in names)
+
+
+def test_an_index_that_may_not_be_read_is_one_sentence(
+    synthetic: Synthetic, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with public_folder() as root:
+        index = Path(shutil.copytree(synthetic.path, root / "index"))
+        for name in ("CURRENT", "generations"):
+            with locked(index / name):
+                assert main(["verify", str(index)]) in (3, 4)
+            said = capsys.readouterr().err
+            assert said.startswith("vitscope: ")
+            assert said.count("\n") == 1

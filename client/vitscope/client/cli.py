@@ -15,6 +15,7 @@ from importlib.metadata import EntryPoint, entry_points, version
 from typing import Protocol, cast
 
 GROUP = "vitscope.commands"
+BAD_INPUT = 3
 INTERRUPTED = 130
 OUTPUT_CLOSED = 141
 
@@ -67,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain("Interrupted.", INTERRUPTED)
     except BrokenPipeError:
         return _drop_output()
+    except PermissionError as error:
+        return _complain(f"{error.filename or 'A file'} may not be read by this user.", BAD_INPUT)
     except Exception as error:
         known = getattr(error, "exit_code", None)
         if not isinstance(known, int):

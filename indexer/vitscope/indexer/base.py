@@ -105,6 +105,11 @@ class Base:
     def check(self, plan: Plan) -> None:
         """Raise `OutputError` where `plan` would not give scores like those of the base."""
         manifest = self.generation.manifest
+        if plan.model.name != manifest.model.name:
+            raise OutputError(
+                f"The index was made with the model {manifest.model.name}, not {plan.model.name}; "
+                "make another index with --out."
+            )
         # Few pictures have fewer best ones: more may be kept as soon as there are more.
         layers = tuple(replace(layer, top_k=min(layer.top_k, self.rows)) for layer in plan.layers)
         mine = replace(plan, layers=layers)
@@ -114,6 +119,7 @@ class Base:
             layers=manifest.layers,
             batch_size=manifest.batch_size,
             thumbnail_size=manifest.thumbnail_size,
+            threads=manifest.threads,
             unit_rows=plan.unit_rows if self.single_unit else manifest.unit_rows,
         )
         if fields := differences(mine.to_json(), theirs.to_json()):

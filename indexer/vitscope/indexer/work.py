@@ -32,7 +32,7 @@ from vitscope.store.files import (
     sync_directory,
     write_atomically,
 )
-from vitscope.store.generation import current_name
+from vitscope.store.generation import current_name, generation_names
 from vitscope.store.manifest import LayerRecord, Pooling
 from vitscope.store.rows import RowRecord
 from vitscope.store.seals import Seal, seal_files
@@ -55,10 +55,19 @@ def check_output(index: Path, *, append: bool = False) -> None:
     unfinished, published = _PLAN in inside, layout.CURRENT in here
     # What is not ours would be in the way, or be removed with the working folder.
     foreign = (here - _OURS) | (inside - _WORK_ENTRIES)
-    if foreign or (layout.GENERATIONS in here and not unfinished and not published):
-        raise OutputError(f"{index} holds something else; give an empty or new folder with --out.")
     if append and not published:
-        raise OutputError(f"{index} holds no published index that pictures could be added to.")
+        raise OutputError(
+            f"{index} holds no published index that pictures could be added to; finish or make one "
+            "without --append."
+        )
+    lost = layout.GENERATIONS in here and not unfinished and not published
+    if foreign or (lost and not generation_names(index / layout.GENERATIONS)):
+        raise OutputError(f"{index} holds something else; give an empty or new folder with --out.")
+    if lost:
+        raise OutputError(
+            f"{layout.CURRENT} of the index {index} is missing; restore it from a copy, or give "
+            "another folder with --out."
+        )
     if published and not unfinished and not append:
         raise OutputError(
             f"{index} holds a published index already (generation {current_name(index)}); "

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from grpc import aio
 
 from vitscope.server.errors import InvalidArgumentError, NotFoundError, NotKeptHereError
-from vitscope.store.errors import DamagedIndexError
+from vitscope.store.errors import DamagedIndexError, NotReadError
 
 _log = logging.getLogger("vitscope.server")
 
@@ -21,6 +21,7 @@ CODES: dict[type[Exception], grpc.StatusCode] = {
     NotFoundError: grpc.StatusCode.NOT_FOUND,
     NotKeptHereError: grpc.StatusCode.FAILED_PRECONDITION,
     DamagedIndexError: grpc.StatusCode.DATA_LOSS,
+    NotReadError: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 
 

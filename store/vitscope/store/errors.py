@@ -4,6 +4,7 @@
     ├── NotAnIndexError      the folder holds no published index
     ├── UnsupportedFormatError   written by a version this reader does not know
     ├── DamagedIndexError    bytes differ from what was published
+    ├── NotReadError         nothing is wrong with the index, but too much is open at once
     ├── NotWrittenError      the disk is full, or not to be written to
     └── NotKeptError         the index is sound but does not hold what was asked for
 
@@ -27,6 +28,10 @@ class UnsupportedFormatError(StoreError):
 
 class DamagedIndexError(StoreError):
     """A file is missing, has another size or other bytes than the manifest says."""
+
+
+class NotReadError(StoreError):
+    """The system has no room to read at the moment; the index is not damaged."""
 
 
 class NotWrittenError(StoreError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -72,14 +72,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 def expect_reading(file: int, start: int, size: int) -> None:
     """Tell the system that part of an open file will be read soon; it may fetch it meanwhile."""
-    if hasattr(os, "posix_fadvise"):
+    # No more than advice: some systems do not take it.
+    with suppress(OSError, AttributeError):
         os.posix_fadvise(file, start, size, os.POSIX_FADV_WILLNEED)
 
 
 def begin_writing_back(file: int, start: int, size: int) -> None:
     """Let the disk begin on part of an open file that was just written; does not wait for it."""
-    if hasattr(os, "posix_fadvise"):
-        # Linux starts to write what is dirty there, and keeps it until that is done.
+    # Linux starts to write what is dirty there, and keeps it until that is done.
+    with suppress(OSError, AttributeError):
         os.posix_fadvise(file, start, size, os.POSIX_FADV_DONTNEED)
 
 

@@ -6,9 +6,8 @@ import difflib
 import fcntl
 import re
 import weakref
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
-from functools import cache, cached_property
+from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO
@@ -19,19 +18,18 @@ import numpy.typing as npt
 from vitscope.store import layout
 from vitscope.store.arrays import Index
 from vitscope.store.errors import DamagedIndexError, NotAnIndexError, NotKeptError
-from vitscope.store.files import digest_bytes, sha256_bytes
+from vitscope.store.files import sha256_bytes
 from vitscope.store.manifest import LayerRecord, Manifest, Pooling
 from vitscope.store.neighbours import Neighbours, load
+from vitscope.store.published import PublishedFiles
 from vitscope.store.rows import RowTable
-from vitscope.store.sealed import ChunkCache, SealedArray
-from vitscope.store.seals import Checksums, Seal, unpack_seals
-from vitscope.store.shards import ShardGrid
+from vitscope.store.sealed import SealedArray
+from vitscope.store.seals import Checksums, Seal
 from vitscope.store.statistics import ScoreStatistics, read_statistics
 
 _NAME = re.compile(r"\d{6}-[0-9a-f]{16}", re.ASCII)
 _POINTER = re.compile(rb"(\d{6}-[0-9a-f]{16})\n")
 _MEND = "restore it from a copy"
-_CACHE_BYTES = 256 << 20
 
 
 def generation_name(number: int, manifest: bytes) -> str:
@@ -51,7 +49,14 @@ def open_generation(index: Path) -> Generation:
     format this reader does not know, `DamagedIndexError` where the manifest is not what was
     published.
     """
-    return Generation(index / layout.GENERATIONS / current_name(index))
+    name = current_name(index)
+    try:
+        return Generation(index / layout.GENERATIONS / name)
+    except DamagedIndexError:
+        # Another was published in the meantime, and this one pruned.
+        if current_name(index) == name:
+            raise
+        return open_generation(index)
 
 
 def current_name(index: Path) -> str:
@@ -94,12 +99,10 @@ class Generation:
         self.manifest = _parse_manifest(file.read(), path.name)
         # A lost array must not read as a picture without boxes: the manifest knows.
         has_boxes = layout.BOX_EDGES in self.manifest.files
-        self.rows = RowTable(layout.rows_path(path), self._open, has_boxes=has_boxes)
+        self._files = PublishedFiles(path, self.manifest.files)
+        self.rows = RowTable(layout.rows_path(path), self._files.open, has_boxes=has_boxes)
         self._layers = {layer.name: layer for layer in self.manifest.layers}
-        # Caches of this object, so that they go when it goes.
-        self._chunks = ChunkCache(_CACHE_BYTES)
-        self._array: Callable[[str, str], SealedArray] = cache(self._open_of_layer)
-        self._seals: Callable[[str], Mapping[str, Checksums]] = cache(self._load_seals)
+        self._arrays: dict[tuple[str, str], SealedArray] = {}
         self._neighbours: dict[str, Neighbours] = {}
         self._neighbours_lock = Lock()
 
@@ -118,9 +121,8 @@ class Generation:
         for name in names:
             array, _, shard = name.partition("/c/")
             if array not in tables:
-                grid = ShardGrid.from_metadata(self._checked_bytes(f"{array}/zarr.json"))
-                rows = self._seals(layout.group_of(name))[array.rpartition("/")[2]]
-                tables[array] = dict(zip(grid.names(), rows, strict=True))
+                rows = self._files.seals(layout.group_of(name))[array.rpartition("/")[2]]
+                tables[array] = dict(zip(self._files.grid(array).names(), rows, strict=True))
             record = self.manifest.files[name]
             found[name] = Seal.of(record.bytes, record.blake3, tables[array][f"c/{shard}"])
         return found
@@ -139,7 +141,7 @@ class Generation:
 
     def statistics(self, layer: str, pooling: Pooling) -> ScoreStatistics:
         """Moments and quantiles of every channel's scores over the valid images."""
-        return read_statistics(layout.layer_path(self.path, layer), pooling, self._open)
+        return read_statistics(layout.layer_path(self.path, layer), pooling, self._files.open)
 
     def correlation(self, layer: str, channel: int) -> npt.NDArray[np.float32]:
         """Correlation (C,) of a channel's mean-pooled scores with those of all of its layer."""
@@ -192,7 +194,7 @@ class Generation:
         # Large, so that threads that ask at once wait for one to load it.
         with self._neighbours_lock:
             if layer not in self._neighbours:
-                data = self._checked_bytes(layout.faiss_file(layer))
+                data = self._files.read(layout.faiss_file(layer))
                 self._neighbours[layer] = load(data)
             return self._neighbours[layer]
 
@@ -201,29 +203,11 @@ class Generation:
         names = [layer.name for layer in self.manifest.layers]
         return names[0] if len(names) == 1 else f"{len(names)}, {names[0]} to {names[-1]}"
 
-    def _open_of_layer(self, layer: str, array: str) -> SealedArray:
-        return self._open(layout.layer_path(self.path, layer) / array)
-
-    def _open(self, path: Path) -> SealedArray:
-        # Checksums of chunks say nothing of a shape or type that has changed.
-        name = (path / "zarr.json").relative_to(self.path).as_posix()
-        grid = ShardGrid.from_metadata(self._checked_bytes(name))
-        group = layout.group_of(name)
-        return SealedArray(path, grid, lambda: self._seals(group)[path.name], self._chunks)
-
-    def _load_seals(self, group: str) -> Mapping[str, Checksums]:
-        return unpack_seals(self._checked_bytes(layout.seals_file(group)))
-
-    def _checked_bytes(self, name: str) -> bytes:
-        # FAISS has no checksum and reads damaged files: it only sees bytes that were verified.
-        try:
-            data = (self.path / name).read_bytes()
-        except OSError as error:
-            raise DamagedIndexError(f"File {name} of the index cannot be read.") from error
-        record = self.manifest.files.get(name)
-        if record is None or digest_bytes(data) != record.blake3:
-            raise DamagedIndexError(f"File {name} of the index is not what was published.")
-        return data
+    def _array(self, layer: str, array: str) -> SealedArray:
+        if (layer, array) not in self._arrays:
+            path = layout.layer_path(self.path, layer) / array
+            self._arrays[layer, array] = self._files.open(path)
+        return self._arrays[layer, array]
 
 
 def _open_manifest(path: Path) -> BinaryIO:
@@ -234,11 +218,18 @@ def _open_manifest(path: Path) -> BinaryIO:
     try:
         file = (path / layout.MANIFEST).open("rb")
     except OSError as error:
+        lost = isinstance(error, FileNotFoundError)
+        how = "is missing" if lost else f"cannot be read ({error.strerror})"
         raise DamagedIndexError(
-            f"{layout.MANIFEST} of generation {path.name} is missing; {_MEND}."
+            f"{layout.MANIFEST} of generation {path.name} {how}; {_MEND}."
         ) from error
-    with suppress(OSError):
+    try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise DamagedIndexError(f"Generation {path.name} is being removed; try again.") from None
+    except OSError:
+        pass
     return file
 
 

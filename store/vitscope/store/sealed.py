@@ -6,6 +6,8 @@ needs neither a shard's index nor the checksum stored with the chunk, but the by
 
 from __future__ import annotations
 
+import errno
+import operator
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitscope.store.arrays import Index
-from vitscope.store.errors import DamagedIndexError
+from vitscope.store.errors import DamagedIndexError, NotReadError, StoreError
 from vitscope.store.files import expect_reading
 from vitscope.store.seals import Checksums
 from vitscope.store.shards import CRC_BYTES, Place, ShardGrid
@@ -29,6 +31,7 @@ Chunk: TypeAlias = npt.NDArray[Any]
 """Elements of an inner chunk, along the axes of its array; read-only."""
 
 _FILES_AT_ONCE = 16
+_CHUNKS_AT_ONCE = 256
 
 
 class ChunkCache:
@@ -76,6 +79,7 @@ class SealedArray:
         self._sealed = sealed
         self._cache = cache
         self._dtype = grid.dtype.newbyteorder("<")
+        self._size = grid.step - CRC_BYTES
         self._stored = tuple(grid.chunk[axis] for axis in grid.order)
         self._axes = tuple(np.argsort(grid.order).tolist())
 
@@ -96,64 +100,75 @@ class SealedArray:
         index outside the array; integers count from the start.
         """
         grid = self._grid
-        if sum(isinstance(part, np.ndarray) for part in index) > 1:
-            raise IndexError("an index holds one array at most")
+        if len(index) > len(grid.shape) or sum(isinstance(p, np.ndarray) for p in index) > 1:
+            raise IndexError("an index has one part an axis, and one array at most")
         given = [*index, *[slice(None)] * (len(grid.shape) - len(index))]
         axes = [_axis(*each) for each in zip(given, grid.shape, grid.chunk, strict=True)]
         values = np.empty([axis.length for axis in axes], self.dtype)
         if values.size:
-            chunks = self._chunks(grid.places([axis.chunks for axis in axes]))
-            for chunk, parts in zip(chunks, product(*(axis.parts for axis in axes)), strict=True):
-                target, source = zip(*parts, strict=True)
+            places = grid.places([axis.chunks for axis in axes])
+            parts = dict(zip(places, product(*(axis.parts for axis in axes)), strict=True))
+            for place, chunk in self._chunks(places):
+                target, source = zip(*parts[place], strict=True)
                 values[target] = chunk[source]
-        return values[tuple(map(_left, given))]
+        return np.asarray(values[tuple(map(_left, given))])
 
-    def _chunks(self, places: Sequence[Place]) -> Iterator[Chunk]:
+    def _chunks(self, places: Sequence[Place]) -> Iterator[tuple[Place, Chunk]]:
+        """The chunks at `places` in any order; few at a time that are not in the cache."""
         found = self._cache.find(self._folder, places)
+        yield from found.items()
         if len(found) < len(places):
-            loaded = self._load([place for place in places if place not in found])
-            self._cache.keep(self._folder, loaded)
-            found |= loaded
-        return (found[place] for place in places)
+            for loaded in self._load([place for place in places if place not in found]):
+                self._cache.keep(self._folder, loaded)
+                yield from loaded.items()
 
-    def _load(self, places: Sequence[Place]) -> dict[Place, Chunk]:
+    def _load(self, places: Sequence[Place]) -> Iterator[dict[Place, Chunk]]:
         """Read chunks, some files at a time, which the disk may then read ahead side by side."""
         files: dict[int, list[Place]] = {}
         for place in places:
             files.setdefault(place[0], []).append(place)
-        left = list(files.items())
-        chunks: dict[Place, Chunk] = {}
-        try:
-            while left:
-                self._load_files(left[:_FILES_AT_ONCE], chunks)
-                del left[:_FILES_AT_ONCE]
-        except OSError as error:
-            raise self._damaged(f"cannot be read ({error.strerror})") from error
-        return chunks
+        some: list[tuple[int, list[Place]]] = []
+        for file in files.items():
+            some.append(file)
+            if len(some) == _FILES_AT_ONCE or sum(len(of) for _, of in some) > _CHUNKS_AT_ONCE:
+                yield self._load_files(some)
+                some = []
+        if some:
+            yield self._load_files(some)
 
-    def _load_files(
-        self, files: Sequence[tuple[int, Sequence[Place]]], chunks: dict[Place, Chunk]
-    ) -> None:
-        sealed, step = self._sealed(), self._grid.step
-        size = step - CRC_BYTES
+    def _load_files(self, files: Sequence[tuple[int, Sequence[Place]]]) -> dict[Place, Chunk]:
         ahead = len(files) > 1 or len(files[0][1]) > 1
         opened: list[int] = []
+        chunks: dict[Place, Chunk] = {}
         try:
             for shard, places in files:
                 opened.append(os.open(self._folder + self._grid.file(shard), os.O_RDONLY))
                 for _, _, rank in places if ahead else ():
-                    expect_reading(opened[-1], rank * step, size)
+                    expect_reading(opened[-1], rank * self._grid.step, self._size)
             for file, (_, places) in zip(opened, files, strict=True):
                 for place in places:
-                    shard, inner, rank = place
-                    data = os.pread(file, size, rank * step)
-                    if len(data) != size or google_crc32c.value(data) != sealed[shard, inner]:
-                        raise self._damaged("is not what was published")
-                    stored = np.frombuffer(data, self._dtype).reshape(self._stored)
-                    chunks[place] = stored.transpose(self._axes)
+                    chunks[place] = self._read_chunk(file, place)
+        except OSError as error:
+            raise self._unreadable(error) from error
         finally:
             for file in opened:
                 os.close(file)
+        return chunks
+
+    def _read_chunk(self, file: int, place: Place) -> Chunk:
+        shard, inner, rank = place
+        data = os.pread(file, self._size, rank * self._grid.step)
+        if len(data) != self._size or google_crc32c.value(data) != self._sealed()[shard, inner]:
+            raise self._damaged("is not what was published")
+        return np.frombuffer(data, self._dtype).reshape(self._stored).transpose(self._axes)
+
+    def _unreadable(self, error: OSError) -> StoreError:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            return NotReadError(
+                f"Array {self._name} cannot be read now ({error.strerror}); ask less at once, or "
+                "raise the limit."
+            )
+        return self._damaged(f"cannot be read ({error.strerror})")
 
     def _damaged(self, how: str) -> DamagedIndexError:
         return DamagedIndexError(
@@ -175,14 +190,21 @@ class _Axis:
 
 def _axis(part: Index, length: int, chunk: int) -> _Axis:
     if isinstance(part, slice):
-        wanted = range(length)[part]
-        return _of_range(wanted if wanted.step > 0 else wanted[::-1], chunk)
-    outside = np.min(part, initial=0) < 0 or np.max(part, initial=0) >= length
-    if outside:
-        raise IndexError(f"{part} is not within an axis of {length}")
+        along = range(length)[part]
+        return _of_range(along if along.step > 0 else along[::-1], chunk)
     if isinstance(part, np.ndarray):
-        return _of_array(part, chunk)
-    return _of_range(range(part, part + 1), chunk)
+        if part.ndim != 1 or (part.size and part.dtype.kind not in "iu"):
+            raise IndexError("an array in an index has one axis, of integers")
+        wanted = [_inside(element, length) for element in part.tolist()]
+        return _of_list(wanted, chunk)
+    number = _inside(operator.index(part), length)
+    return _of_range(range(number, number + 1), chunk)
+
+
+def _inside(element: int, length: int) -> int:
+    if not 0 <= element < length:
+        raise IndexError(f"{element} is not within an axis of {length}")
+    return element
 
 
 def _left(part: Index) -> int | slice:
@@ -206,9 +228,9 @@ def _of_range(wanted: range, chunk: int) -> _Axis:
     return _Axis(len(wanted), chunks, parts)
 
 
-def _of_array(wanted: npt.NDArray[Any], chunk: int) -> _Axis:
+def _of_list(wanted: Sequence[int], chunk: int) -> _Axis:
     groups: dict[int, tuple[list[int], list[int]]] = {}
-    for place, element in enumerate(wanted.tolist()):
+    for place, element in enumerate(wanted):
         number, within = divmod(element, chunk)
         mine = groups.setdefault(number, ([], []))
         mine[0].append(place)

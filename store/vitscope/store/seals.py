@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -110,5 +111,5 @@ def unpack_seals(data: bytes) -> dict[str, Checksums]:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as tables:
             return {name: tables[name].astype("<u4", copy=False) for name in tables.files}
-    except (ValueError, OSError, KeyError, EOFError) as error:
+    except (ValueError, OSError, KeyError, EOFError, BadZipFile) as error:
         raise DamagedIndexError("A seals file of the index is not readable as one.") from error

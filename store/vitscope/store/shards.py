@@ -64,7 +64,7 @@ class ShardGrid:
                     np.dtype(body["data_type"]),
                     tuple(order),
                 )
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DamagedIndexError("An array's zarr.json is not readable as one.") from error
         raise DamagedIndexError("An array's zarr.json names codecs that format 1 does not have.")
 

@@ -53,14 +53,14 @@ def _entries(root: Path) -> set[str]:
 
 
 def _check(path: Path, name: str, record: FileRecord, *, deep: bool) -> str:
-    if not path.is_file():
-        return f"{name} is missing."
-    size = path.stat().st_size
-    if size != record.bytes:
-        return f"{name} has {size:,} bytes instead of {record.bytes:,}."
-    if not (deep or name.endswith("zarr.json") or name.startswith(f"{layout.SEALS}/")):
-        return ""
     try:
+        if not path.is_file():
+            return f"{name} is missing."
+        size = path.stat().st_size
+        if size != record.bytes:
+            return f"{name} has {size:,} bytes instead of {record.bytes:,}."
+        if not (deep or name.endswith("zarr.json") or name.startswith(f"{layout.SEALS}/")):
+            return ""
         digest = digest_file(path)
     except OSError as error:
         return f"{name} cannot be read ({error.strerror})."

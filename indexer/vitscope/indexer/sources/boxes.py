@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 from vitscope.indexer.errors import SourceError
 from vitscope.indexer.sources.boxlist import BoxListBuilder, Frame, RowBoxes, make_box
+from vitscope.indexer.sources.files import refuse_folder
 from vitscope.indexer.sources.notices import Notices
 from vitscope.indexer.sources.rows import Source
 from vitscope.store.boxes import Box
@@ -112,7 +113,7 @@ def _annotations(folder: Path) -> dict[str, str]:
 
 
 def _xml_files(folder: Path) -> Iterator[str]:
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in os.walk(folder, onerror=refuse_folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         below = Path(place).relative_to(folder)
         yield from (

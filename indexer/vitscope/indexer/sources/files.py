@@ -7,6 +7,8 @@ import os
 import stat
 from pathlib import Path
 
+from vitscope.indexer.errors import SourceError
+
 SUFFIXES = frozenset(
     ".jpg .jpeg .png .webp .bmp .gif .tif .tiff .ppm .pgm .jp2 .avif".split()  # noqa: SIM905
 )
@@ -35,3 +37,8 @@ def file_size(path: Path) -> int:
         return path.stat().st_size
     except (OSError, ValueError):
         return 0
+
+
+def refuse_folder(error: OSError) -> None:
+    """For `os.walk`, which else passes over a folder that it cannot look into."""
+    raise SourceError(f"Folder {error.filename} cannot be read ({error.strerror}).")

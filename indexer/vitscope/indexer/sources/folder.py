@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitscope.indexer.errors import SourceError
-from vitscope.indexer.sources.files import SUFFIXES, file_size, read_file
+from vitscope.indexer.sources.files import SUFFIXES, file_size, read_file, refuse_folder
 from vitscope.indexer.sources.rows import RowListBuilder, Source
 
 
@@ -59,7 +59,7 @@ def open_folder(root: Path, *, limit: int | None = None) -> ImageFolder:
 
 def image_paths(root: Path) -> Iterator[str]:
     """Paths below `root`, with forward slashes, of all image files that are not hidden."""
-    for folder, folders, files in os.walk(root):
+    for folder, folders, files in os.walk(root, onerror=refuse_folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         below = Path(folder).relative_to(root).as_posix()
         before = "" if below == "." else f"{below}/"

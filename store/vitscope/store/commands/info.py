@@ -55,6 +55,8 @@ def _as_text(generation: Generation) -> str:
         f"generation  {generation.name}",
         f"model       {model.name}, {model.weights_source} weights {model.weights_sha256[:16]}",
         f"input       {height} x {width} pixels, {model.dtype}, batches of {manifest.batch_size}",
+        f"units       {manifest.unit_rows:,} images, {manifest.threads or 'no'} threads fixed, "
+        f"pictures of {manifest.thumbnail_size} pixels",
         f"rows        {manifest.rows:,}, {manifest.valid_rows:,} of them valid",
         f"size        {len(manifest.files)} files, {size:,} bytes",
         *([f"saturated   {manifest.saturated:,} scores"] if manifest.saturated else []),
@@ -68,6 +70,7 @@ def _as_text(generation: Generation) -> str:
             f"{layer.name:<20} {layer.channels:>8} {prefix:<19} "
             f"{f'{tokens.height}x{tokens.width}':>7}  {','.join(layer.poolings):<13} "
             f"{'all' if layer.dense else f'top {layer.top_k} of each channel and pooling'}"
+            f"{', prefix tokens of all' if layer.dense_prefix else ''}"
         )
     return "\n".join([*lines, *_invalid_lines(generation)])
 
