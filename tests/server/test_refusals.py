@@ -15,7 +15,7 @@ from synthetic import Synthetic
 
 from vitscope.server.errors import QueryError
 from vitscope.server.status import CODES
-from vitscope.store.errors import DamagedIndexError
+from vitscope.store.errors import DamagedIndexError, NotReadError
 from vitscope.v1 import query_pb2 as pb
 from vitscope.v1.service_pb2_grpc import ActivationServiceStub
 
@@ -317,7 +317,7 @@ def test_every_error_of_a_request_has_its_status() -> None:
 
     raised = [kind for kind in tree(QueryError) if kind is not QueryError]
     assert len(raised) >= 3
-    assert set(CODES) == {*raised, DamagedIndexError}
+    assert set(CODES) == {*raised, DamagedIndexError, NotReadError}
     forbidden = {StatusCode.OK, StatusCode.UNKNOWN, StatusCode.INTERNAL}
     assert not forbidden & set(CODES.values())
 

@@ -9,6 +9,7 @@ from importlib.metadata import version
 import numpy as np
 import numpy.typing as npt
 
+from vitscope.indexer import stopping
 from vitscope.indexer.base import Base
 from vitscope.indexer.topk import KEY
 from vitscope.indexer.work import Work
@@ -34,10 +35,12 @@ def merge(work: Work, base: Base | None, taken_over: Mapping[str, Seal]) -> str:
     """
     plan = work.plan
     for layer in plan.layers:
+        stopping.check()
         for pooling in layer.poolings:
             _merge_top(work, base, layer, pooling)
     valid = _merge_rows(work, base)
     for layer in plan.layers:
+        stopping.check()
         _add_statistics(work, layer, valid)
     recall = {layer.name: _build_neighbours(work, layer, valid) for layer in plan.layers}
     before = base.generation.manifest.saturated if base else 0
