@@ -178,7 +178,7 @@ def test_a_worker_that_is_killed_ends_the_run_in_one_sentence(
     victims: list[int] = []
     while not victims:
         assert process.poll() is None
-        victims = workers_of(process.pid)
+        victims = workers_of(process.pid, out)
         time.sleep(0.005)
     os.kill(victims[0], signal.SIGKILL)
     _, said = process.communicate(timeout=120)
@@ -189,10 +189,20 @@ def test_a_worker_that_is_killed_ends_the_run_in_one_sentence(
     assert files_of(out) == whole
 
 
-def workers_of(parent: int) -> list[int]:
-    """Processes that multiprocessing forked to work: children of its server's."""
+def workers_of(parent: int, out: Path) -> list[int]:
+    """What multiprocessing's server forked to work: children of it that hold the index's lock."""
     servers = [child for child in children_of(parent) if "forkserver" in command_of(child)]
-    return [worker for server in servers for worker in children_of(server)]
+    children = [child for server in servers for child in children_of(server)]
+    return [child for child in children if str(out / "lock") in open_files(child)]
+
+
+def open_files(process: int) -> list[str]:
+    found = []
+    with suppress(OSError):
+        for entry in Path(f"/proc/{process}/fd").iterdir():
+            with suppress(OSError):
+                found.append(os.readlink(entry))
+    return found
 
 
 def children_of(parent: int) -> list[int]:
