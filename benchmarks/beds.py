@@ -28,7 +28,7 @@ from vitscope.store.shards import ShardGrid
 Half = npt.NDArray[np.float16]
 Write = Callable[[Array], None]
 
-GRID = TokenLayout(("cls",), 14, 14)
+GRID = TokenLayout.even(("cls",), 14, 14, (224, 224))
 OURS, GUARDED, ZARR, FLOOR = "open_array", "Generation", "zarr-python", "memory-mapped .npy"
 _MODEL = ModelRecord("none", "random", "0" * 64, (224, 224), "float32", (), "pillow", "ignored")
 

@@ -39,14 +39,27 @@ VITSCOPE = Path(sys.executable).with_name("vitscope")
 
 _LABELS = ("fox", "café", None, "белка", "fox", "🦊 fennec", None)
 _STARTING_SECONDS = 120.0
+INPUT = (48, 80)
 
 
 def layer_records(rows: int) -> tuple[LayerRecord, ...]:
     """Three unlike layers: prefix and wide grid; no prefix; one patch, and every map kept."""
     return (
-        _layer("blocks.0.mlp", 0, 11, TokenLayout(("cls", "reg", "reg"), 3, 5), min(6, rows)),
-        _layer("stages.1.blocks.0.mlp", 1, 24, TokenLayout((), 4, 2), min(9, rows)),
-        _layer("blocks.1.mlp", 2, 3, TokenLayout(("cls",), 1, 1), rows),
+        _layer(
+            "blocks.0.mlp",
+            0,
+            11,
+            TokenLayout.even(("cls", "reg", "reg"), 3, 5, INPUT),
+            min(6, rows),
+        ),
+        _layer(
+            "stages.1.blocks.0.mlp",
+            1,
+            24,
+            TokenLayout((), 4, 2, 12.0, 32.0, -2.5, 8.0),
+            min(9, rows),
+        ),
+        _layer("blocks.1.mlp", 2, 3, TokenLayout.even(("cls",), 1, 1, INPUT), rows),
     )
 
 
@@ -62,8 +75,15 @@ def _layer(
 def complete_layer_records(rows: int) -> tuple[LayerRecord, ...]:
     """Two small layers, one of them with all its activations."""
     return (
-        _layer("blocks.0.mlp", 0, 5, TokenLayout(("cls", "reg"), 2, 2), min(3, rows), dense=True),
-        _layer("blocks.1.mlp", 1, 9, TokenLayout((), 2, 1), min(4, rows)),
+        _layer(
+            "blocks.0.mlp",
+            0,
+            5,
+            TokenLayout.even(("cls", "reg"), 2, 2, INPUT),
+            min(3, rows),
+            dense=True,
+        ),
+        _layer("blocks.1.mlp", 1, 9, TokenLayout.even((), 2, 1, INPUT), min(4, rows)),
     )
 
 
@@ -197,7 +217,7 @@ def build(
             name="vit_synthetic.none",
             weights_source="random",
             weights_sha256=hashlib.sha256(str(seed).encode()).hexdigest(),
-            input_size=(48, 80),
+            input_size=INPUT,
             dtype="float32",
             transform=("ToTensor()",),
             decoder="pillow",

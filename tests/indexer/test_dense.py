@@ -17,7 +17,9 @@ from vitscope.store.arrays import Array, create_array, open_array
 from vitscope.store.errors import NotWrittenError
 from vitscope.store.manifest import LayerRecord, TokenLayout
 
-LAYER = LayerRecord("blocks.0.mlp", 0, 100, TokenLayout(("cls",), 3, 5), ("mean",), 9, True, False)
+LAYER = LayerRecord(
+    "blocks.0.mlp", 0, 100, TokenLayout.even(("cls",), 3, 5, (30, 50)), ("mean",), 9, True, False
+)
 EXTREMES = (65504.0, 65519.9, 65520.0, 1e9, -65520.0, -1e9, torch.inf, -torch.inf)
 ROWS, UNIT = 150, 128
 

@@ -14,7 +14,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
-TOKENS = TokenLayout(("cls", "reg"), 7, 5)
+TOKENS = TokenLayout.even(("cls", "reg"), 7, 5, (70, 50))
 LAYER = LayerRecord(
     "blocks.0.mlp", 0, 96, TOKENS, TOKENS.poolings, 9, dense=False, dense_prefix=False
 )

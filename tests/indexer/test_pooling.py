@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vitscope.indexer.pooling import HALF_MAX, pool, round_to_half, saturated
 from vitscope.store.manifest import TokenLayout
 
-TOKENS = TokenLayout(("cls", "reg"), 3, 5)
+TOKENS = TokenLayout.even(("cls", "reg"), 3, 5, (30, 50))
 
 
 def random_activations(seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

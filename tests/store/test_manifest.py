@@ -82,10 +82,10 @@ def test_written_form_is_plain_json_with_format_and_version(synthetic: Synthetic
 
 
 def test_token_layout_counts_tokens_and_knows_its_poolings() -> None:
-    with_class = TokenLayout(("reg", "cls"), 3, 5)
+    with_class = TokenLayout.even(("reg", "cls"), 3, 5, (30, 50))
     assert (with_class.tokens, with_class.poolings) == (17, ("mean", "max", "cls"))
     # One prefix token that is no class token, as in timm's reg1 models.
-    without = TokenLayout(("reg",), 2, 2)
+    without = TokenLayout.even(("reg",), 2, 2, (8, 8))
     assert (without.tokens, without.poolings) == (5, ("mean", "max"))
 
 

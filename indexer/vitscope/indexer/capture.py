@@ -40,7 +40,7 @@ def find_layers(model: nn.Module, name: str, input_size: tuple[int, int]) -> lis
     Blocks that see anything but the model's tokens (a pooling head's, say) are left out. Raises
     `ModelError` where the model is no plain vision transformer or the probe contradicts its layout.
     """
-    layout = token_layout(model, name)
+    layout = token_layout(model, name, input_size)
     _check_size(model, name, input_size)
     seen: list[tuple[str, torch.Size]] = []
 
@@ -66,7 +66,7 @@ def find_layers(model: nn.Module, name: str, input_size: tuple[int, int]) -> lis
     return layers
 
 
-def token_layout(model: nn.Module, name: str) -> TokenLayout:
+def token_layout(model: nn.Module, name: str, input_size: tuple[int, int]) -> TokenLayout:
     """Prefix tokens and patch grid as the model itself declares them."""
     if not _blocks(model):
         raise ModelError(f"{name} cannot be indexed: it has no transformer feed-forward blocks.")
@@ -84,7 +84,7 @@ def token_layout(model: nn.Module, name: str) -> TokenLayout:
             f"{len(prefix)} could be named."
         )
     height, width = model.patch_embed.grid_size
-    return TokenLayout(tuple(prefix), int(height), int(width))
+    return TokenLayout.even(tuple(prefix), int(height), int(width), input_size)
 
 
 def _check_size(model: nn.Module, name: str, input_size: tuple[int, int]) -> None:

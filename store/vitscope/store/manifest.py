@@ -10,7 +10,10 @@ from typing import Any, Literal, get_args
 from vitscope.store.errors import DamagedIndexError, UnsupportedFormatError
 
 FORMAT = "vitscope-index"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""What is written."""
+READABLE_VERSIONS = (1, 2)
+"""Version 1 had neither the place of patches in the input nor the views of images."""
 
 Pooling = Literal["mean", "max", "cls"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
@@ -30,6 +33,24 @@ class TokenLayout:
     """Patches from top to bottom."""
     width: int
     """Patches from left to right."""
+    cell_height: float
+    """Pixels of the model's input from one patch to the next below it."""
+    cell_width: float
+    """Likewise to the next on its right."""
+    top: float
+    """Upper edge of the first row of patches in pixels of the model's input; the grid of an
+    overlapping or padded embedding may begin inside or outside of it."""
+    left: float
+    """Left edge of the first column."""
+
+    @staticmethod
+    def even(
+        prefix: tuple[str, ...], height: int, width: int, input_size: tuple[int, int]
+    ) -> TokenLayout:
+        """A grid that covers the input (height and width in pixels) without overlap or rim."""
+        return TokenLayout(
+            prefix, height, width, input_size[0] / height, input_size[1] / width, 0.0, 0.0
+        )
 
     @property
     def tokens(self) -> int:
@@ -132,28 +153,34 @@ class Manifest:
         """
         try:
             body = json.loads(data)
-            found = (body.pop("format"), body.pop("format_version"))
-            if found != (FORMAT, FORMAT_VERSION):
+            name, version = (body.pop("format"), body.pop("format_version"))
+            if name != FORMAT or version not in READABLE_VERSIONS:
                 raise UnsupportedFormatError(
-                    f"The index has format {found[0]!r} version {found[1]!r}; this vitscope reads "
-                    f"{FORMAT!r} version {FORMAT_VERSION}."
+                    f"The index has format {name!r} version {version!r}; this vitscope reads "
+                    f"{FORMAT!r} version {' and '.join(map(str, READABLE_VERSIONS))}."
                 )
-            return _manifest(body)
+            return _manifest(body, version)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DamagedIndexError("The manifest is not readable as one.") from error
 
 
-def _manifest(body: dict[str, Any]) -> Manifest:
+def _manifest(body: dict[str, Any], version: int) -> Manifest:
     model = body.pop("model")
     model["input_size"] = tuple(model["input_size"])
     model["transform"] = tuple(model["transform"])
     files = {path: FileRecord(**record) for path, record in body.pop("files").items()}
-    layers = tuple(_layer(layer) for layer in body.pop("layers"))
+    size = model["input_size"]
+    layers = tuple(_layer(layer, size if version == 1 else None) for layer in body.pop("layers"))
     return Manifest(model=ModelRecord(**model), layers=layers, files=files, **body)
 
 
-def _layer(layer: dict[str, Any]) -> LayerRecord:
+def _layer(layer: dict[str, Any], even_over: tuple[int, int] | None) -> LayerRecord:
+    """A layer; version 1 knew plain transformers only, whose patches cover the input evenly."""
     tokens = layer.pop("tokens")
     tokens["prefix"] = tuple(tokens["prefix"])
     poolings = tuple(layer.pop("poolings"))
-    return LayerRecord(tokens=TokenLayout(**tokens), poolings=poolings, **layer)
+    if even_over:
+        layout = TokenLayout.even(**tokens, input_size=even_over)
+    else:
+        layout = TokenLayout(**tokens)
+    return LayerRecord(tokens=layout, poolings=poolings, **layer)
