@@ -25,7 +25,8 @@ import grpc
 import torch
 from record import timed, write
 
-from vitscope.indexer.capture import capture, find_layers
+from vitscope.indexer.capture import capture
+from vitscope.indexer.layers import find_layers
 from vitscope.indexer.model import Weights, load_model
 from vitscope.indexer.options import Options
 from vitscope.indexer.reduce import LayerReduction

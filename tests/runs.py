@@ -17,7 +17,7 @@ def tiny(pictures: Path, out: Path, **changes: Any) -> Options:
         data=pictures,
         out=out,
         weights=Weights(random=True),
-        img_size=32,
+        img_size=(32, 32),
         top_k=3,
         batch_size=4,
         unit_rows=4,

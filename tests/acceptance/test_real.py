@@ -34,7 +34,7 @@ def generation(tmp_path_factory: pytest.TempPathFactory) -> Generation:
             data=PICTURES,
             out=out,
             weights=Weights(WEIGHTS),
-            img_size=SIDE,
+            img_size=(SIDE, SIDE),
             limit=COUNT,
             batch_size=BATCH,
             top_k=K,

@@ -151,7 +151,7 @@ def test_wrong_uses_are_refused(tmp_path: Path) -> None:
     for field, other in {
         "layers.top_k": replace(more, top_k=4),
         "layers.poolings": replace(more, poolings=("mean",)),
-        "model.input_size": replace(more, img_size=48),
+        "model.input_size": replace(more, img_size=(48, 48)),
         "batch_size": replace(more, batch_size=2),
         "unit_rows": replace(more, unit_rows=8),
         "thumbnail_size": replace(more, thumbnail_size=0),

@@ -28,7 +28,7 @@ def generation(tmp_path_factory: pytest.TempPathFactory) -> Generation:
         data=folder / "pictures",
         out=folder / "index",
         weights=Weights(random=True),
-        img_size=32,
+        img_size=(32, 32),
         top_k=4,
         retain_all=("blocks.2.mlp",),
         retain_prefix=("blocks.1.mlp",),

@@ -49,7 +49,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
             data=folder / "pictures",
             out=folder / "index",
             weights=Weights(checkpoint),
-            img_size=side,
+            img_size=side and (side, side),
             top_k=K,
             batch_size=BATCH,
             unit_rows=UNIT,

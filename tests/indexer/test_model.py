@@ -61,7 +61,7 @@ def test_the_digest_sees_every_value(checkpoint: Path) -> None:
 
 
 def test_img_size_changes_the_input(checkpoint: Path) -> None:
-    loaded = load_model("test_vit", Weights(checkpoint), img_size=96)
+    loaded = load_model("test_vit", Weights(checkpoint), img_size=(96, 96))
     assert loaded.input_size == (96, 96)
     assert loaded.module.patch_embed.grid_size == (6, 6)  # type: ignore[union-attr]
 

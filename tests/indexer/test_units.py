@@ -231,7 +231,7 @@ def test_other_options_are_refused_by_name(
         "layers.poolings": replace(base, poolings=("mean",)),
         "layers.dense": replace(base, retain_all=()),
         "layers.dense_prefix": replace(base, retain_prefix=()),
-        "model.input_size": replace(base, img_size=48),
+        "model.input_size": replace(base, img_size=(48, 48)),
         "model.dtype": replace(base, dtype="bfloat16"),
         "rows": replace(base, limit=20),
         "batch_size": replace(base, batch_size=2),

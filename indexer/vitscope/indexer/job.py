@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from vitscope.indexer.base import Base
-from vitscope.indexer.capture import CapturedLayer, find_layers
 from vitscope.indexer.decode import Decoder
 from vitscope.indexer.errors import IndexingError, OutputError
+from vitscope.indexer.layers import CapturedLayer, find_layers
 from vitscope.indexer.model import LoadedModel, load_model
 from vitscope.indexer.options import Options
 from vitscope.indexer.plan import Plan
@@ -60,6 +60,7 @@ def prepare(options: Options, worker: int = 0) -> Job:
         dtype=options.dtype,
     )
     layers = find_layers(model.module, model.name, model.input_size)
+    model.module.to(model.dtype)
     plan = _plan(options, source, model, layers, base, threads)
     if base:
         base.check(plan)

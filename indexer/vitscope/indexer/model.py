@@ -19,6 +19,7 @@ from torch import nn
 
 import vitscope.indexer.scenes.model  # noqa: F401  (registers the embedded demo model)
 from vitscope.indexer.errors import ModelError
+from vitscope.indexer.grids import Size
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -49,7 +50,7 @@ class LoadedModel:
     input_size: tuple[int, int]
     """Height and width in pixels."""
     dtype: torch.dtype
-    """Of the parameters and of the input."""
+    """Of the forward; parameters come in float32, as layers are found by."""
     steps: tuple[Callable[[Any], Any], ...]
     """timm's evaluation transform, from a PIL image to a normalised (3, H, W) tensor."""
 
@@ -58,21 +59,22 @@ def load_model(
     name: str,
     weights: Weights,
     *,
-    img_size: int | None = None,
+    img_size: Size | None = None,
     device: str = "cpu",
     dtype: str = "float32",
 ) -> LoadedModel:
     """Make the timm model `name` without its classifier, in evaluation mode on `device`.
 
-    Raises `ModelError` for an unknown name, weights that cannot be had, and weights that leave a
-    parameter unset or belong to another architecture.
+    `img_size` is the height and width of its input; None takes the model's own. Raises `ModelError`
+    for an unknown name, weights that cannot be had, and weights that leave a parameter unset or
+    belong to another architecture.
     """
     _check_name(name)
     if weights.checkpoint and not weights.checkpoint.is_file():
         raise ModelError(f"There is no checkpoint file {weights.checkpoint}.")
     module = _create(name, weights, img_size)
     # Without the argument timm would take the size that the weights were trained at.
-    size = {"img_size": img_size} if img_size else {}
+    size = {"input_size": (3, *img_size)} if img_size else {}
     data = resolve_model_data_config(module, args=size)  # type: ignore[no-untyped-call]
     if data["input_size"][0] != 3:
         raise ModelError(f"{name} takes {data['input_size'][0]} colour channels; pictures have 3.")
@@ -81,7 +83,7 @@ def load_model(
     transform = create_transform(**data, is_training=False)
     return LoadedModel(
         name=name,
-        module=module.eval().requires_grad_(False).to(device, DTYPES[dtype]),
+        module=module.eval().requires_grad_(False).to(device),
         weights_sha256=digest,
         weights_source=weights.source,
         input_size=(data["input_size"][1], data["input_size"][2]),
@@ -112,7 +114,7 @@ def _check_name(name: str) -> None:
         raise ModelError(f"{architecture} has no pretrained weights {tag!r}; it has: {known}.")
 
 
-def _create(name: str, weights: Weights, img_size: int | None) -> nn.Module:
+def _create(name: str, weights: Weights, img_size: Size | None) -> nn.Module:
     arguments: dict[str, Any] = {"num_classes": 0}
     if img_size:
         arguments["img_size"] = img_size
@@ -141,7 +143,11 @@ def _build(name: str, **arguments: Any) -> nn.Module:
     except TypeError as error:
         if "img_size" not in str(error):
             raise
-        raise ModelError(f"{name} takes no --img-size; leave it out.") from error
+        if timm.get_pretrained_cfg_value(name, "fixed_input_size"):
+            raise ModelError(f"{name} takes no --img-size; leave it out.") from error
+        # It takes pictures of any size, or the first forward tells that it does not.
+        del arguments["img_size"]
+        module = timm.create_model(name, **arguments)
     return module
 
 

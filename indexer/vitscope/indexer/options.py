@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vitscope.indexer.errors import IndexingError, OutputError
+from vitscope.indexer.grids import Size
 from vitscope.indexer.model import DTYPES, Weights
 
 
@@ -19,7 +20,8 @@ class Options:
     append: bool = False
     """Add the pictures to the index that `out` holds."""
     weights: Weights = field(default_factory=Weights)
-    img_size: int | None = None
+    img_size: Size | None = None
+    """Height and width of the model's input in pixels; None takes the model's own."""
     limit: int | None = None
     """Index the first so many images of the list only."""
     split: str | None = None
@@ -52,7 +54,7 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise IndexingError(f"--{name.replace('_', '-')} must be at least 1.")
-        if self.img_size is not None and self.img_size < 1:
+        if self.img_size is not None and min(self.img_size) < 1:
             raise IndexingError("--img-size must be at least 1 pixel.")
         if self.thumbnail_size < 0:
             raise IndexingError("--thumbnail-size must be 0 or more pixels.")

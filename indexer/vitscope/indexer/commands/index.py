@@ -21,7 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     weights.add_argument(
         "--random-weights", action="store_true", help="untrained weights, for trying things out"
     )
-    add("--img-size", type=int, metavar="N", help="side of the model's input in pixels")
+    add(
+        "--img-size",
+        type=_size,
+        metavar="N|HxW",
+        help="side, or height and width, of the model's input in pixels",
+    )
     add(
         "--data",
         type=Path,
@@ -127,6 +132,16 @@ def _index(args: argparse.Namespace) -> int:
         if len(invalid) > 20:
             print("  … `vitscope info --json` lists them all.")
     return 0
+
+
+def _size(text: str) -> tuple[int, int]:
+    """`224`, or `192x256` for height and width."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no size; give pixels such as 224, or height x width such as 192x256"
+        )
+    return int(sides[0]), int(sides[-1])
 
 
 def _names(listed: str) -> tuple[str, ...]:

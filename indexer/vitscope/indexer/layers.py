@@ -1,0 +1,127 @@
+"""The layers of a model: its feed-forward blocks in the order of execution, with their tokens."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from vitscope.indexer.blocks import Call, layer_name
+from vitscope.indexer.errors import ModelError
+from vitscope.indexer.grids import Size
+from vitscope.indexer.probe import ContradictedError, Probe
+from vitscope.indexer.trace import Trace, trace
+from vitscope.store.manifest import TokenLayout
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedLayer:
+    """A feed-forward block whose activations a forward delivers."""
+
+    name: str
+    """Module path of the block."""
+    channels: int
+    """Hidden width."""
+    tokens: TokenLayout
+    """What the T axis of the activations (B, T, C) means."""
+    call: Call
+    """Its projection, and which of the projection's calls in a forward it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A block that is no layer of an index."""
+
+    name: str
+    why: str
+
+
+def find_layers(model: nn.Module, name: str, input_size: Size) -> list[CapturedLayer]:
+    """The model's layers, their tokens read from a forward and held against a probe.
+
+    The probe (`vitscope.indexer.probe`) takes float32 parameters. Raises `ModelError`, which says
+    why, where the model cannot be indexed.
+    """
+    probe = Probe(model, input_size)
+    found = _traced(model, name, input_size, probe.trace)
+    layers = []
+    for layer in _layers(found, name)[0]:
+        try:
+            layers.append(replace(layer, tokens=probe.placed(layer.call, layer.tokens)))
+        except ContradictedError as error:
+            raise _refused(name, f"in {layer.name} {error}") from None
+    try:
+        probe.check_prefix({layer.call: layer.tokens for layer in layers})
+    except ContradictedError as error:
+        raise _refused(name, str(error)) from None
+    return layers
+
+
+def declared_layers(
+    model: nn.Module, name: str, input_size: Size
+) -> tuple[list[CapturedLayer], list[LeftOut]]:
+    """The layers by the shapes of a forward alone, and the blocks left out.
+
+    Works without weights, on torch's `meta` device. Raises `ModelError` as `find_layers` does, but
+    for what only a probe can tell.
+    """
+    device = next(model.parameters()).device
+    # Three pictures, so that a block that folds something into the batch is noticed.
+    pictures = torch.zeros(3, 3, *input_size, device=device)
+    return _layers(_traced(model, name, input_size, lambda: trace(model, pictures)), name)
+
+
+def _traced(model: nn.Module, name: str, input_size: Size, forward: Callable[[], Trace]) -> Trace:
+    try:
+        found = forward()
+    # Whatever a model raises on a size that it cannot take.
+    except Exception as error:
+        what = str(error).strip().splitlines()
+        raise _refused(
+            name,
+            f"a forward of {_pixels(input_size)} pixels fails ({what[0] if what else error!r})",
+        ) from error
+    if not found.calls:
+        raise _refused(
+            name, "it has no transformer feed-forward blocks with a last projection (fc2)"
+        )
+    if not found.attention:
+        raise _refused(name, "its forward computes no attention, so that it is no transformer")
+    own = getattr(model, "pretrained_cfg", {}).get("input_size", ())[1:]
+    for kernel, stride in found.rims.values():
+        if input_size == tuple(own):
+            # So it was trained: SigLIP's so400m takes 384 pixels by patches of 14.
+            break
+        near = [max(1, round((size - kernel) / stride) + 1) for size in input_size]
+        sizes = tuple((count - 1) * stride + kernel for count in near)
+        raise ModelError(
+            f"{name} cannot be indexed at {_pixels(input_size)} pixels: its patches of {kernel} "
+            f"pixels would leave a rim; give an --img-size such as {_pixels(sizes)}."  # type: ignore[arg-type]
+        )
+    return found
+
+
+def _layers(found: Trace, name: str) -> tuple[list[CapturedLayer], list[LeftOut]]:
+    times = Counter(seen.call[0] for seen in found.calls)
+    layers, left_out = [], []
+    for seen in found.calls:
+        layer = layer_name(seen.paths, seen.call[1], times[seen.call[0]])
+        if seen.tokens:
+            layers.append(CapturedLayer(layer, seen.channels, seen.tokens, seen.call))
+        else:
+            left_out.append(LeftOut(layer, seen.why))
+    if not layers:
+        raise _refused(name, f"in {left_out[0].name} {left_out[0].why}")
+    return layers, left_out
+
+
+def _refused(name: str, why: str) -> ModelError:
+    return ModelError(f"{name} cannot be indexed: {why}.")
+
+
+def _pixels(size: Size) -> str:
+    """`224` or `192x256`, as --img-size takes it."""
+    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
