@@ -89,54 +89,51 @@ def test_captured_activations_make_the_outputs_in_their_order(family: Family) ->
 def test_a_bright_square_answers_where_it_is(family: Family) -> None:
     """In every layer, also where the picture is flipped or (a square one) transposed."""
     model, layers = layers_of(family)
-    grey = torch.full((1, 3, *family.size), 0.1)
-    lit: list[torch.Tensor] = []
-    centres: list[tuple[float, float]] = []
+    plain = 0.5 * noise(family, 1)
+    pictures = [picture for picture, _ in turned(plain, (0, 0))]
+    ways = len(pictures)
+    centres: list[tuple[float, float]] = [(0, 0)] * ways
     of_grid: dict[tuple[int, int], range] = {}
     for layer in layers:
         tokens = layer.tokens
         grid = (tokens.height, tokens.width)
         if grid not in of_grid:
-            start = len(lit)
-            for cell in ((tokens.height // 2, 0), (0, tokens.width // 2 + 1)):
-                for picture, centre in turned(*square(grey, tokens, cell)):
-                    lit.append(picture)
+            start = len(pictures)
+            for cell in ((tokens.height // 2, 1), (1, tokens.width // 2 + 1)):
+                for picture, centre in turned(*square(plain, tokens, cell)):
+                    pictures.append(picture)
                     centres.append(centre)
-            of_grid[grid] = range(start, len(lit))
-    answers = captured(model, layers, torch.cat([grey, *lit]))
+            of_grid[grid] = range(start, len(pictures))
+    answers = captured(model, layers, torch.cat(pictures))
     for layer, values in zip(layers, answers, strict=True):
         tokens = layer.tokens
-        mine = of_grid[tokens.height, tokens.width]
+        mine = list(of_grid[tokens.height, tokens.width])
         patches = values[:, len(tokens.prefix) :]
-        change = (patches[1:][mine.start : mine.stop] - patches[:1]).abs()  # [N, H * W, C]
-        strength, peak = change.max(1)  # [N, C]
-        place = torch.tensor(centres[mine.start : mine.stop])[:, :, None]  # [N, 2, 1]
+        before = patches[:ways].repeat(len(mine) // ways, 1, 1)
+        strength, peak = (patches[mine] - before).abs().max(1)  # [N, C]
+        place = torch.tensor([centres[number] for number in mine])[:, :, None]  # [N, 2, 1]
         cell = torch.tensor([[tokens.cell_height], [tokens.cell_width]])
         corner = torch.tensor([[tokens.top], [tokens.left]])
         found = torch.stack([peak // tokens.width, peak % tokens.width], 1)  # [N, 2, C]
         off = (found + 0.5 - (place - corner) / cell).abs().amax((0, 1))  # [C], in cells
         # A channel that answers every square, and each where that is.
         responds = strength.amin(0) >= strength.amin(0).median()
-        follows = (off <= 0.51) & responds
-        assert int(follows.sum()) >= 0.02 * layer.channels, layer.name
+        # By chance none would: there are at least six squares.
+        assert ((off <= 0.51) & responds).any(), layer.name
 
 
 def square(
-    grey: torch.Tensor, tokens: TokenLayout, cell: tuple[int, int]
+    plain: torch.Tensor, tokens: TokenLayout, cell: tuple[int, int]
 ) -> tuple[torch.Tensor, tuple[float, float]]:
-    """A picture (1, 3, H, W) with a bright, textured square on a cell, and the cell's centre."""
-    start = [
-        tokens.top + cell[0] * tokens.cell_height,
-        tokens.left + cell[1] * tokens.cell_width,
-    ]
+    """A picture (1, 3, H, W) with a bright square on a cell, and the cell's centre."""
+    start = (tokens.top + cell[0] * tokens.cell_height, tokens.left + cell[1] * tokens.cell_width)
     sides = (tokens.cell_height, tokens.cell_width)
     rows, columns = (
         slice(max(0, round(edge)), round(edge + side))
         for edge, side in zip(start, sides, strict=True)
     )
-    texture = torch.rand(grey.shape, generator=torch.Generator().manual_seed(7))
-    picture = grey.clone()
-    picture[..., rows, columns] = 2 + texture[..., rows, columns]
+    picture = plain.clone()
+    picture[..., rows, columns] += 2
     return picture, (start[0] + sides[0] / 2, start[1] + sides[1] / 2)
 
 
