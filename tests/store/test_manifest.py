@@ -118,7 +118,7 @@ def test_a_later_version_is_refused_even_where_its_fields_are_unknown() -> None:
     body = {"format": "vitscope-index", "format_version": 3, "something": "new"}
     with pytest.raises(
         UnsupportedFormatError,
-        match="version 3; .* version 1 and 2",
+        match=r"version 3; .* version 1 and 2",
     ):
         Manifest.from_json(json.dumps(body).encode())
 

@@ -43,8 +43,8 @@ def box_share(
 
 def _input_edges(tokens: TokenLayout) -> tuple[Doubles, Doubles]:
     """Edges between the columns (W + 1,) and between the rows (H + 1,) of patches."""
-    xs = tokens.left + tokens.cell_width * np.arange(tokens.width + 1)
-    ys = tokens.top + tokens.cell_height * np.arange(tokens.height + 1)
+    xs: Doubles = tokens.left + tokens.cell_width * np.arange(tokens.width + 1.0)
+    ys: Doubles = tokens.top + tokens.cell_height * np.arange(tokens.height + 1.0)
     return xs, ys
 
 
