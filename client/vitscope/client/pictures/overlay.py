@@ -6,7 +6,8 @@ the hotter a patch, the more of the heat colour covers it.
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
+
+from vitscope.client.results import PatchGrid
 
 # Even steps of lightness from a dark violet to a pale yellow, as inferno takes them.
 _HEAT_AT = np.linspace(0.0, 1.0, 6)
@@ -28,16 +29,24 @@ def heat(share: ArrayLike) -> NDArray[np.float32]:
     return np.stack(bands, axis=-1).astype(np.float32)
 
 
-def overlay(picture: NDArray[np.uint8], patch_map: ArrayLike, *, top: float) -> NDArray[np.uint8]:
+def overlay(
+    picture: NDArray[np.uint8],
+    patch_map: ArrayLike,
+    *,
+    top: float,
+    grid: PatchGrid | None = None,
+) -> NDArray[np.uint8]:
     """`picture` with `patch_map` over it as heat.
 
     picture: HWC uint8 RGB, values in [0, 255].
-    patch_map: (h, w) activations, stretched over the picture; 0 and less, and NaN, are cold.
+    patch_map: (h, w) activations; 0 and less, and NaN, are cold.
     top: the activation that counts as hottest.
+    grid: where the patches lie in the model's input, of which the picture shows the whole; what
+        lies outside of them is cold. Without it they cover the picture evenly.
     Returns HWC uint8 RGB of the picture's size.
     """
-    height, width = picture.shape[:2]
-    share = _stretched(_shares(np.asarray(patch_map, np.float32), top), height, width)[..., None]
+    patches = _shares(np.asarray(patch_map, np.float32), top)
+    share = _spread(patches, picture.shape[0], picture.shape[1], grid)[..., None]
     cold = _COLD_LIGHT * (picture.astype(np.float32) @ _LUMA)[..., None]  # [H, W, 1]
     cover = _HOT_COVER * share**_COVER_POWER  # [H, W, 1]
     mixed = cold + cover * (heat(share[..., 0]) - cold)  # [H, W, 3]
@@ -52,7 +61,33 @@ def _shares(patch_map: NDArray[np.float32], top: float) -> NDArray[np.float32]:
     return np.clip(share, 0.0, 1.0)
 
 
-def _stretched(share: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    """(h, w) resized bilinearly to (height, width), each patch over its own pixels."""
-    resized = Image.fromarray(share).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(resized, np.float32)
+def _spread(
+    share: NDArray[np.float32], height: int, width: int, grid: PatchGrid | None
+) -> NDArray[np.float32]:
+    """(h, w) patches resized bilinearly to (height, width) pixels, each over its own."""
+    h, w = share.shape
+    # A patch is a unit long where the grid is as large as the picture.
+    grid = grid or PatchGrid(h, w, 1.0, 1.0, 0.0, 0.0)
+    rows = _weights(height, h, grid.input_height, grid.cell_height, grid.top)
+    columns = _weights(width, w, grid.input_width, grid.cell_width, grid.left)
+    # Across and then down, as Pillow resizes, and rounded as it does.
+    wide = (share.astype(np.float64) @ columns.T).astype(np.float32)
+    return (rows @ wide.astype(np.float64)).astype(np.float32)
+
+
+def _weights(
+    pixels: int, patches: int, side: float, cell: float, start: float
+) -> NDArray[np.float64]:
+    """How much each of a line of patches adds to each of a line of pixels: (pixels, patches).
+
+    The pixels share a length `side` evenly, the patches are `cell` long each from `start` on.
+    Linear between the middles of patches, even beyond the last ones; zero outside of all patches.
+    """
+    step = side / pixels / cell
+    at = (np.arange(pixels) + 0.5) * step - start / cell  # in patches from the first one's edge
+    away = np.abs(at[:, None] - (np.arange(patches) + 0.5))
+    # Where there are more patches than pixels, each pixel takes the mean of its own.
+    weights: NDArray[np.float64] = np.maximum(0.0, 1.0 - away / max(1.0, step))
+    weights[(at < 0) | (at > patches)] = 0.0
+    weights /= np.maximum(weights.sum(1, keepdims=True), 1e-9)
+    return weights
