@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitscope.client import ServerError, UsageError
+from vitscope.client import ServerError, UsageError, convert
 from vitscope.client.files import folder_target, png_target
 from vitscope.client.pictures import (
     Cell,
@@ -24,6 +24,7 @@ from vitscope.client.pictures import (
     save_png,
 )
 from vitscope.client.results import PatchGrid
+from vitscope.v1 import query_pb2
 
 LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -182,6 +183,35 @@ def stretched(
     cold = 0.55 * (picture.astype(np.float32) @ LUMA.astype(np.float32))[..., None]
     mixed = cold + 0.85 * spread**0.9 * (heat(spread[..., 0]) - cold)
     return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 400),
+    st.integers(1, 60),
+    st.floats(1e-2, 1e5),
+    st.floats(0, 1, exclude_min=True, exclude_max=True),
+    st.integers(1, 50),
+)
+def test_every_grid_that_a_reply_may_have_is_drawn(
+    side: int, patches: int, cell: float, share: float, pixels: int
+) -> None:
+    """From one that ends where the input begins to one that begins where it ends."""
+    start = -cell * patches + share * (side + cell * patches)
+    message = query_pb2.PatchGrid(
+        input_height=224, input_width=side, cell_height=56, cell_width=cell, left=start
+    )
+    try:
+        grid = convert.patch_grid(message, 4, patches)
+    except ServerError:
+        assume(False)
+    hot = np.full((4, patches), 5.0)
+    shown = heat_shown(overlay(flat(8, pixels), hot, top=5.0, grid=grid))
+    at = (np.arange(pixels) + 0.5) * side / pixels
+    edges = at - start, start + cell * patches - at
+    sure = np.minimum(*np.abs(edges)) > 1e-3 * max(cell, 1)
+    inside = np.minimum(*edges) > 0
+    assert ((shown > 0).all(0) == inside)[sure].all()
 
 
 def test_a_sheet_draws_maps_where_their_patches_lie() -> None:

@@ -19,8 +19,10 @@ POOLINGS: dict[str, index_pb2.Pooling.ValueType] = {
 }
 _POOLING_NAMES = {value: name for name, value in POOLINGS.items()}
 
-_MOST = 1 << 14
+_MOST = 1 << 12
 """More patches than this along a side are a mistake."""
+_LARGEST = 64
+"""So are patches that are larger than so many inputs."""
 
 Selector = tuple[str, SupportsIndex, SupportsIndex]
 """(layer, channel, row)"""
@@ -246,8 +248,9 @@ def _require_place(grid: query_pb2.PatchGrid, height: int, width: int) -> None:
     columns = grid.input_width, grid.cell_width, grid.left, width
     for side, cell, start, count in (rows, columns):
         finite = math.isfinite(cell) and math.isfinite(start)
-        # Neither too small a patch to be of any model, nor none in the input.
-        if not (finite and 1 <= side <= cell * _MOST and -cell * count < start < side):
+        # Patches neither too small nor too large to be of any model, and one in the input at least.
+        fit = finite and 1 <= side <= cell * _MOST and cell <= side * _LARGEST
+        if not fit or not -cell * count < start < side:
             raise ServerError(
                 f"The server's reply is inconsistent: patches of {grid.cell_height:g} x "
                 f"{grid.cell_width:g} pixels from {grid.top:g}, {grid.left:g} on do not lie in an "

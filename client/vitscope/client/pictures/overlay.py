@@ -4,8 +4,11 @@ The picture becomes a dimmed grey, so that every colour is heat and means the sa
 the hotter a patch, the more of the heat colour covers it.
 """
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 
 from vitscope.client.results import PatchGrid
 
@@ -68,26 +71,28 @@ def _spread(
     h, w = share.shape
     # A patch is a unit long where the grid is as large as the picture.
     grid = grid or PatchGrid(h, w, 1.0, 1.0, 0.0, 0.0)
-    rows = _weights(height, h, grid.input_height, grid.cell_height, grid.top)
-    columns = _weights(width, w, grid.input_width, grid.cell_width, grid.left)
-    # Across and then down, as Pillow resizes, and rounded as it does.
-    wide = (share.astype(np.float64) @ columns.T).astype(np.float32)
-    return (rows @ wide.astype(np.float64)).astype(np.float32)
+    top, bottom = _extent(grid.input_height, grid.cell_height, grid.top)
+    left, right = _extent(grid.input_width, grid.cell_width, grid.left)
+    # The outermost patches go on to the edges of the picture, and are cut off again below.
+    above, below = math.ceil(max(0.0, -top)), math.ceil(max(0.0, bottom - h))
+    before, behind = math.ceil(max(0.0, -left)), math.ceil(max(0.0, right - w))
+    wide = np.pad(share, ((above, below), (before, behind)), mode="edge")
+    box = left + before, top + above, right + before, bottom + above
+    resized = Image.fromarray(wide).resize((width, height), Image.Resampling.BILINEAR, box)
+    inside = np.outer(_inside(height, top, bottom, h), _inside(width, left, right, w))
+    return np.where(inside, np.asarray(resized, np.float32), np.float32(0))
 
 
-def _weights(
-    pixels: int, patches: int, side: float, cell: float, start: float
-) -> NDArray[np.float64]:
-    """How much each of a line of patches adds to each of a line of pixels: (pixels, patches).
+def _extent(side: int, cell: float, start: float) -> tuple[float, float]:
+    """Where the input begins and ends along a line of patches, counted in patches from the first.
 
-    The pixels share a length `side` evenly, the patches are `cell` long each from `start` on.
-    Linear between the middles of patches, even beyond the last ones; zero outside of all patches.
+    To a millionth: an even grid begins and ends with the input, whatever 224 / (224 / 14) is.
     """
-    step = side / pixels / cell
-    at = (np.arange(pixels) + 0.5) * step - start / cell  # in patches from the first one's edge
-    away = np.abs(at[:, None] - (np.arange(patches) + 0.5))
-    # Where there are more patches than pixels, each pixel takes the mean of its own.
-    weights: NDArray[np.float64] = np.maximum(0.0, 1.0 - away / max(1.0, step))
-    weights[(at < 0) | (at > patches)] = 0.0
-    weights /= np.maximum(weights.sum(1, keepdims=True), 1e-9)
-    return weights
+    return round(-start / cell, 6), round((side - start) / cell, 6)
+
+
+def _inside(pixels: int, start: float, stop: float, patches: int) -> NDArray[np.bool_]:
+    """Whether the middle of each pixel lies in any of the patches: (pixels,)."""
+    at = start + (np.arange(pixels) + 0.5) * ((stop - start) / pixels)
+    inside: NDArray[np.bool_] = (at >= 0) & (at <= patches)
+    return inside
