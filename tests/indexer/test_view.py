@@ -147,6 +147,20 @@ def test_steps_that_are_not_known_are_refused() -> None:
         assert str(caught.value).count(".") == 1
 
 
+def test_they_are_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create(**config: Any) -> Any:
+        return transforms.Compose([RandomCropOrPad(9), *create_transform(**config).transforms])
+
+    monkeypatch.setattr("vitscope.indexer.model.create_transform", create)
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (20, 20)).save(tmp_path / "pictures" / "a.png")
+    with pytest.raises(ModelError, match="has the step RandomCropOrPad, and"):
+        index(tiny(tmp_path / "pictures", tmp_path / "index"))
+    assert not (tmp_path / "index").exists()
+
+
 def test_every_transform_of_timms_own_models_is_known() -> None:
     names = timm.list_pretrained()
     assert len(names) > 1000
