@@ -83,7 +83,7 @@ def complete_layer_records(rows: int) -> tuple[LayerRecord, ...]:
             min(3, rows),
             dense=True,
         ),
-        _layer("blocks.1.mlp", 1, 9, TokenLayout.even((), 2, 1, INPUT), min(4, rows)),
+        _layer("blocks.1.mlp", 1, 9, TokenLayout((), 2, 1, 20.5, 96.0, 4.0, -8.25), min(4, rows)),
     )
 
 
@@ -276,7 +276,14 @@ def _record(row: int, rows: int, picture: bytes) -> RowRecord:
         sha256=hashlib.sha256(data).hexdigest() if data else "",
         width=width,
         height=height,
+        view=_view(row, width, height) if valid else None,
     )
+
+
+def _view(row: int, width: int, height: int) -> tuple[float, float, float, float]:
+    """Of every third picture all, of the others the middle, or all and a rim around it."""
+    rim = (0.0, 2.5, -1.25)[row % 3]
+    return rim, rim / 2, width - rim, height - rim / 2
 
 
 def _activations(generator: np.random.Generator, layer: LayerRecord, rows: int) -> Half:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from client.truth import PLAIN, SHAPES, WHOLE, WIDE, bad_rows, good_rows
+from client.truth import INPUT, PLAIN, SHAPES, WHOLE, WIDE, bad_rows, good_rows
 from numpy.testing import assert_array_equal
 from synthetic import Synthetic
 
 from client import truth
-from vitscope.client import Client, ScoredImage, UsageError
+from vitscope.client import Client, PatchGrid, ScoredImage, UsageError
 
 
 def pairs(images: Sequence[ScoredImage]) -> list[tuple[int, float]]:
@@ -63,6 +63,8 @@ def test_the_index_describes_itself(client: Client, synthetic: Synthetic) -> Non
         assert (layer.depth, layer.channels) == (depth, shape.channels)
         assert layer.tokens.prefix == shape.prefix
         assert (layer.tokens.height, layer.tokens.width) == (shape.height, shape.width)
+        assert (layer.tokens.cell_height, layer.tokens.cell_width) == shape.cell
+        assert (layer.tokens.top, layer.tokens.left) == shape.corner
         assert layer.poolings == shape.poolings
         assert layer.maps_per_channel == shape.kept
 
@@ -102,6 +104,7 @@ def test_top_images_with_the_maps_that_are_kept(
                 assert_array_equal(top.maps.rows, rows)
                 assert_array_equal(top.maps.channels, [channel] * len(rows))
                 assert_array_equal(top.maps.values, maps[rows, ..., channel])
+                assert top.maps.grid == PatchGrid(*INPUT, *shape.cell, *shape.corner)
 
 
 def test_top_images_bring_names_and_by_default_20_by_the_mean_without_maps(
@@ -130,6 +133,7 @@ def test_patch_map(client: Client, synthetic: Synthetic, layer: str) -> None:
         )
         assert one.values.dtype == np.float16
         assert_array_equal(one.values, maps[row, ..., channel])
+        assert one.grid == PatchGrid(*INPUT, *shape.cell, *shape.corner)
 
 
 def test_patch_maps_come_in_the_order_asked_for(client: Client, synthetic: Synthetic) -> None:
@@ -196,6 +200,11 @@ def test_images_are_the_stored_bytes_in_the_order_asked_for(
         assert (image.key, image.label) == (record.key, record.label)
         assert image.valid == (image.row not in bad_rows(synthetic))
         assert image.invalid_reason == record.reason
+        assert (image.width, image.height, image.view) == (
+            record.width,
+            record.height,
+            record.view,
+        )
     assert images[0].invalid_reason == "cannot identify image №69"
 
 

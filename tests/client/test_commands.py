@@ -88,6 +88,14 @@ def test_patch_map_json(synthetic: Synthetic, layer: str, capsys: Captured) -> N
                 "row": row,
                 "height": shape.height,
                 "width": shape.width,
+                "grid": {
+                    "input_height": 48,
+                    "input_width": 80,
+                    "cell_height": shape.cell[0],
+                    "cell_width": shape.cell[1],
+                    "top": shape.corner[0],
+                    "left": shape.corner[1],
+                },
                 "values": maps[row, ..., channel].astype(float).tolist(),
             }
 
@@ -109,7 +117,7 @@ def test_patch_map_is_darkest_where_it_is_highest(synthetic: Synthetic, capsys: 
 
 def test_patch_map_in_characters() -> None:
     values = np.array([[0, -1, np.nan], [1, 5, np.inf]], np.float16)
-    lines = rendering(PatchMap("g", WIDE, 3, 1, values)).splitlines()
+    lines = rendering(PatchMap("g", WIDE, 3, 1, values, None)).splitlines()
     assert "2 x 3 patches, from -1 to 5" in lines[0]
     assert lines[2:4] == ["│      │", "│··████│"]
 
@@ -117,7 +125,7 @@ def test_patch_map_in_characters() -> None:
 @pytest.mark.parametrize("value", [0, -1, np.nan, np.inf])
 def test_a_map_without_positive_finite_values_is_blank(value: float) -> None:
     values = np.full((1, 2), value, np.float16)
-    assert "│    │" in rendering(PatchMap("g", WIDE, 3, 1, values))
+    assert "│    │" in rendering(PatchMap("g", WIDE, 3, 1, values, None))
 
 
 def test_similar_images_json(synthetic: Synthetic, capsys: Captured) -> None:
@@ -159,6 +167,7 @@ def test_layers(synthetic: Synthetic, capsys: Captured) -> None:
     assert lines[2] == "70 images, 5 of them unreadable"
     for depth, (line, (name, shape)) in enumerate(zip(lines[4:], SHAPES.items(), strict=True)):
         words = [str(depth), name, str(shape.channels), str(shape.height), "x", str(shape.width)]
+        words += [f"{shape.cell[0]:g}", "x", f"{shape.cell[1]:g}"]
         words += [*(shape.prefix or "-"), *shape.poolings, str(shape.kept)]
         assert line.split() == words
 
@@ -177,6 +186,10 @@ def test_layers_json(synthetic: Synthetic, capsys: Captured) -> None:
                 "prefix": list(shape.prefix),
                 "height": shape.height,
                 "width": shape.width,
+                "cell_height": shape.cell[0],
+                "cell_width": shape.cell[1],
+                "top": shape.corner[0],
+                "left": shape.corner[1],
             },
             "poolings": list(shape.poolings),
             "maps_per_channel": shape.kept,
@@ -200,6 +213,9 @@ def test_images_are_written_as_they_are_stored_and_named_by_row_alone(
             "label": synthetic.records[row].label,
             "valid": row not in bad_rows(synthetic),
             "invalid_reason": synthetic.records[row].reason,
+            "width": synthetic.records[row].width,
+            "height": synthetic.records[row].height,
+            "view": (view := synthetic.records[row].view) and list(view),
             "file": file.get(row),
         }
         for row in rows

@@ -1,12 +1,15 @@
 """Protobuf messages, put on the wire and read back, become the results they stand for."""
 
+import math
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
 from vitscope.client import convert
 from vitscope.client.errors import ServerError, UsageError
-from vitscope.client.results import Image, Layer, ScoredImage, TokenLayout
+from vitscope.client.results import Image, Layer, PatchGrid, ScoredImage, TokenLayout
 from vitscope.v1 import index_pb2, query_pb2
 
 
@@ -42,23 +45,89 @@ def test_every_pooling_of_the_proto_has_a_name() -> None:
 
 
 def test_layer() -> None:
+    model = index_pb2.Model(input_height=112, input_width=96)
     message = index_pb2.Layer(
         name="blocks.5.mlp",
         depth=5,
         channels=768,
-        tokens=index_pb2.TokenLayout(prefix=["cls", "reg"], height=14, width=16),
+        tokens=index_pb2.TokenLayout(
+            prefix=["cls", "reg"],
+            height=14,
+            width=16,
+            cell_height=7.5,
+            cell_width=6,
+            top=-1.25,
+            left=3,
+        ),
         poolings=[index_pb2.POOLING_MAX, index_pb2.POOLING_CLS],
         maps_per_channel=20,
     )
     again = index_pb2.Layer.FromString(message.SerializeToString())
-    assert convert.layer(again) == Layer(
+    assert convert.layer(again, model) == Layer(
         name="blocks.5.mlp",
         depth=5,
         channels=768,
-        tokens=TokenLayout(("cls", "reg"), 14, 16),
+        tokens=TokenLayout(("cls", "reg"), 14, 16, 7.5, 6.0, -1.25, 3.0),
         poolings=("max", "cls"),
         maps_per_channel=20,
     )
+
+
+def test_an_older_server_does_not_tell_where_patches_lie() -> None:
+    """All that it knows cover the input evenly."""
+    model = index_pb2.Model(input_height=112, input_width=96)
+    tokens = index_pb2.TokenLayout(height=14, width=16)
+    assert convert.token_layout(tokens, model) == TokenLayout((), 14, 16, 8.0, 6.0, 0.0, 0.0)
+    assert convert.patch_maps(some_maps(), "g1").grid is None
+
+
+GRID: dict[str, Any] = {
+    "input_height": 20,
+    "input_width": 50,
+    "cell_height": 8,
+    "cell_width": 16,
+    "top": 2,
+    "left": -4.5,
+}
+
+
+def test_the_place_of_maps() -> None:
+    message = some_maps()
+    message.grid.CopyFrom(query_pb2.PatchGrid(**GRID))
+    grid = convert.patch_maps(message, "g1").grid
+    assert grid == PatchGrid(20, 50, 8.0, 16.0, 2.0, -4.5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cell_height": 0.0},
+        {"cell_width": -16.0},
+        {"cell_height": math.nan},
+        {"cell_width": math.inf},
+        {"cell_width": 1e-3},
+        {"cell_height": 1e4},
+        {"top": math.nan},
+        {"left": -math.inf},
+        {"top": 20.0},
+        {"top": -16.0},
+        {"left": 50.0},
+        {"left": -48.0},
+        {"input_height": 0},
+        {"input_width": -50},
+    ],
+    ids=str,
+)
+def test_patches_that_lie_nowhere_are_refused(changes: dict[str, Any]) -> None:
+    fields = GRID | changes
+    message = some_maps()
+    message.grid.CopyFrom(query_pb2.PatchGrid(**fields))
+    with pytest.raises(ServerError, match=r"inconsistent: patches of .* do not lie in an input"):
+        convert.patch_maps(message, "g1")
+    sides = {name: fields.pop(name) for name in ("input_height", "input_width")}
+    tokens = index_pb2.TokenLayout(height=2, width=3, **fields)
+    with pytest.raises(ServerError, match=r"inconsistent: patches of .* do not lie in an input"):
+        convert.token_layout(tokens, index_pb2.Model(**sides))
 
 
 def test_index_describes_its_model() -> None:
@@ -143,6 +212,16 @@ def test_a_stream_is_joined_where_layer_and_grid_agree() -> None:
     assert_array_equal(joined[0].values[2], [[2, 3, 4], [5, 6, 7]])
 
 
+def test_maps_of_other_places_are_not_joined() -> None:
+    parts = [some_maps(1, first=row) for row in range(4)]
+    for part, top in zip(parts, (2, 2, 3, 3), strict=True):
+        part.grid.CopyFrom(query_pb2.PatchGrid(**GRID | {"top": top}))
+    asked = [("blocks.0.mlp", 7, row) for row in range(4)]
+    joined = convert.patch_maps_stream(map(reply, parts), asked)
+    assert [len(maps.rows) for maps in joined] == [2, 2]
+    assert [maps.grid and maps.grid.top for maps in joined] == [2.0, 3.0]
+
+
 def test_a_stream_that_ends_early_is_refused() -> None:
     asked = [("blocks.0.mlp", 7, row) for row in range(3)]
     with pytest.raises(ServerError, match="2 maps where 3 were asked for"):
@@ -162,12 +241,36 @@ def test_images() -> None:
         generation="g1",
         images=[query_pb2.Image(row=4, key="b.jpg", valid=False, invalid_reason="empty")],
     )
-    expected = Image("g1", 4, "b.jpg", None, valid=False, invalid_reason="empty", jpeg=b"")
+    expected = Image("g1", 4, "b.jpg", None, False, "empty", b"", 0, 0, None)
     assert convert.images_stream([message], [np.int64(4)]) == [expected]
     with pytest.raises(ServerError, match="1 images where 2"):
         convert.images_stream([message], [4, 4])
     with pytest.raises(ServerError, match="other images than those asked for"):
         convert.images_stream([message], [5])
+
+
+def test_an_image_carries_its_size_and_view() -> None:
+    view = query_pb2.Rectangle(x0=-2.5, y0=0, x1=642.5, y1=480)
+    message = query_pb2.Image(row=4, key="b", valid=True, width=640, height=480, view=view)
+    image = convert.image(query_pb2.Image.FromString(message.SerializeToString()), "g1")
+    assert (image.width, image.height) == (640, 480)
+    assert image.view == (-2.5, 0.0, 642.5, 480.0)
+    message.ClearField("view")
+    assert convert.image(message, "g1").view is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"x0": 9.0}, {"y1": 0.0}, {"x1": math.nan}, {"y0": -math.inf}, {"width": 0}],
+    ids=str,
+)
+def test_a_view_of_nothing_is_refused(changes: dict[str, Any]) -> None:
+    size = {"width": 8, "height": 6, **changes}
+    corners = {name: size.pop(name) for name in tuple(size) if name[0] in "xy"}
+    view = query_pb2.Rectangle(**{"x0": 0, "y0": 0, "x1": 8, "y1": 6, **corners})
+    message = query_pb2.Image(row=4, valid=True, view=view, **size)
+    with pytest.raises(ServerError, match="inconsistent: row 4 shows"):
+        convert.image(message, "g1")
 
 
 def test_requests_carry_what_was_asked() -> None:

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitscope.client import ServerError, UsageError
+from vitscope.client import ServerError, UsageError, convert
 from vitscope.client.files import folder_target, png_target
 from vitscope.client.pictures import (
     Cell,
@@ -23,6 +23,8 @@ from vitscope.client.pictures import (
     overlay,
     save_png,
 )
+from vitscope.client.results import PatchGrid
+from vitscope.v1 import query_pb2
 
 LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -88,6 +90,138 @@ def test_the_hottest_pixel_lies_in_the_hottest_patch(
     at = np.unravel_index(np.argmax(heat_shown(drawn)), drawn.shape[:2])
     assert int((at[0] + 0.5) * height / 120) == y
     assert int((at[1] + 0.5) * width / 160) == x
+
+
+EVEN = PatchGrid(224, 224, 16.0, 16.0, 0.0, 0.0)
+WIDE = PatchGrid(160, 256, 16.0, 16.0, 0.0, 0.0)
+INSET = PatchGrid(224, 224, 8.0, 8.0, 4.0, 4.0)
+"""As PiT's first stage: 27 x 27 patches, and a rim of 4 pixels that is in none."""
+SHIFTED = PatchGrid(224, 224, 16.0, 16.0, -7.25, -7.25)
+"""As TinyViT's: the first patches begin outside of the input."""
+UNEVEN = PatchGrid(192, 320, 24.0, 40.0, -6.0, 12.25)
+GRIDS = {
+    "even": (EVEN, (14, 14)),
+    "wide": (WIDE, (10, 16)),
+    "inset": (INSET, (27, 27)),
+    "shifted": (SHIFTED, (14, 14)),
+    "uneven": (UNEVEN, (8, 7)),
+}
+
+
+def covered(grid: PatchGrid, y: int, x: int, picture: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Top, left, bottom and right of a patch in pixels of a picture of the input."""
+    down = picture.shape[0] / grid.input_height
+    across = picture.shape[1] / grid.input_width
+    top, left = grid.top + y * grid.cell_height, grid.left + x * grid.cell_width
+    bottom, right = top + grid.cell_height, left + grid.cell_width
+    return np.array([top * down, left * across, bottom * down, right * across])
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5, 1.43])
+@pytest.mark.parametrize("name", GRIDS)
+def test_the_heat_of_a_patch_lies_around_its_middle(name: str, scale: float) -> None:
+    """In pictures that are the model's input, or are larger or smaller."""
+    grid, (h, w) = GRIDS[name]
+    picture = flat(round(grid.input_height * scale), round(grid.input_width * scale))
+    ys, xs = np.indices(picture.shape[:2]) + 0.5
+    for y in range(1, h - 1, 3):
+        for x in range(1, w - 1, 4):
+            shown = heat_shown(overlay(picture, one_hot(h, w, y, x), top=5.0, grid=grid))
+            top, left, bottom, right = covered(grid, y, x, picture)
+            assert (ys * shown).sum() / shown.sum() == pytest.approx((top + bottom) / 2, abs=0.75)
+            assert (xs * shown).sum() / shown.sum() == pytest.approx((left + right) / 2, abs=0.75)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_patches_at_the_edges_are_hottest_within(name: str) -> None:
+    grid, (h, w) = GRIDS[name]
+    picture = flat(grid.input_height, grid.input_width)
+    for y, x in [(0, 0), (0, w - 1), (h - 1, 0), (h - 1, w - 1), (0, w // 2)]:
+        shown = heat_shown(overlay(picture, one_hot(h, w, y, x), top=5.0, grid=grid))
+        top, left, bottom, right = covered(grid, y, x, picture)
+        hottest = np.argwhere(shown == shown.max()) + 0.5
+        assert ((hottest >= [top, left]) & (hottest <= [bottom, right])).all()
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_what_lies_outside_of_all_patches_is_cold(name: str) -> None:
+    grid, (h, w) = GRIDS[name]
+    picture = flat(grid.input_height, grid.input_width)
+    shown = heat_shown(overlay(picture, np.full((h, w), 5.0), top=5.0, grid=grid))
+    first, last = covered(grid, 0, 0, picture), covered(grid, h - 1, w - 1, picture)
+    ys, xs = np.indices(picture.shape[:2]) + 0.5
+    inside = (ys > first[0]) & (xs > first[1]) & (ys < last[2]) & (xs < last[3])
+    assert_array_equal(shown > 0, inside)
+    assert len(np.unique(shown)) <= 2
+
+
+@settings(deadline=None)
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 90), st.integers(1, 90), st.data())
+def test_an_even_grid_is_stretched_over_the_picture(
+    h: int, w: int, height: int, width: int, data: st.DataObject
+) -> None:
+    """To the byte as Pillow does it, whatever the size of the input."""
+    chance = np.random.default_rng(data.draw(st.integers(0, 1 << 32)))
+    patches = chance.normal(1, 2, (h, w)).astype(np.float16)
+    picture = chance.integers(0, 256, (height, width, 3), np.uint8)
+    down, across = data.draw(st.integers(1, 32)), data.draw(st.floats(0.5, 32))
+    side = (h * down, round(w * across) or 1)
+    grid = PatchGrid(*side, side[0] / h, side[1] / w, 0.0, 0.0)
+    expected = stretched(picture, patches, 4.0)
+    assert_array_equal(overlay(picture, patches, top=4.0), expected)
+    assert_array_equal(overlay(picture, patches, top=4.0, grid=grid), expected)
+
+
+def stretched(
+    picture: NDArray[np.uint8], patches: NDArray[np.float16], top: float
+) -> NDArray[np.uint8]:
+    """The overlay of maps that cover the picture evenly, as it was drawn from the beginning."""
+    share = np.clip(patches.astype(np.float32) / np.float32(top), 0.0, 1.0)
+    size = picture.shape[1], picture.shape[0]
+    resized = Image.fromarray(share).resize(size, Image.Resampling.BILINEAR)
+    spread = np.asarray(resized, np.float32)[..., None]
+    cold = 0.55 * (picture.astype(np.float32) @ LUMA.astype(np.float32))[..., None]
+    mixed = cold + 0.85 * spread**0.9 * (heat(spread[..., 0]) - cold)
+    return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 400),
+    st.integers(1, 60),
+    st.floats(1e-2, 1e5),
+    st.floats(0, 1, exclude_min=True, exclude_max=True),
+    st.integers(1, 50),
+)
+def test_every_grid_that_a_reply_may_have_is_drawn(
+    side: int, patches: int, cell: float, share: float, pixels: int
+) -> None:
+    """From one that ends where the input begins to one that begins where it ends."""
+    start = -cell * patches + share * (side + cell * patches)
+    message = query_pb2.PatchGrid(
+        input_height=224, input_width=side, cell_height=56, cell_width=cell, left=start
+    )
+    try:
+        grid = convert.patch_grid(message, 4, patches)
+    except ServerError:
+        assume(False)
+    hot = np.full((4, patches), 5.0)
+    shown = heat_shown(overlay(flat(8, pixels), hot, top=5.0, grid=grid))
+    at = (np.arange(pixels) + 0.5) * side / pixels
+    edges = at - start, start + cell * patches - at
+    sure = np.minimum(*np.abs(edges)) > 1e-3 * max(cell, 1)
+    inside = np.minimum(*edges) > 0
+    assert ((shown > 0).all(0) == inside)[sure].all()
+
+
+def test_a_sheet_draws_maps_where_their_patches_lie() -> None:
+    """Only the right half of the input has patches."""
+    grid = PatchGrid(160, 160, 40.0, 40.0, 0.0, 80.0)
+    hot = Cell(flat(160, 160), np.full((4, 2), 5, np.float16), "h", "d", grid)
+    sheet = np.asarray(contact_sheet("t", [hot]))[130:]
+    columns = np.flatnonzero((warmth(sheet) > 60).any(0))
+    assert columns.max() - columns.min() == 79
+    assert columns.min() == 36 + 160 + 4 + 80
 
 
 def test_more_activation_shows_more_heat() -> None:

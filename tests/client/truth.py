@@ -25,6 +25,10 @@ class Shape:
     poolings: tuple[str, ...]
     kept: int
     """Maps per channel and pooling."""
+    cell: tuple[float, float]
+    """Height and width in pixels of the input."""
+    corner: tuple[float, float] = (0.0, 0.0)
+    """Top and left of the grid, likewise."""
 
 
 WIDE = "blocks.0.mlp"
@@ -33,10 +37,13 @@ PLAIN = "stages.1.blocks.0.mlp"
 WHOLE = "blocks.1.mlp"
 """All its maps are kept."""
 
+INPUT = (48, 80)
+"""Height and width of the model's input."""
+
 SHAPES = {
-    WIDE: Shape(("cls", "reg", "reg"), 3, 5, 11, ("mean", "max", "cls"), 6),
-    PLAIN: Shape((), 4, 2, 24, ("mean", "max"), 9),
-    WHOLE: Shape(("cls",), 1, 1, 3, ("mean", "max", "cls"), 70),
+    WIDE: Shape(("cls", "reg", "reg"), 3, 5, 11, ("mean", "max", "cls"), 6, (16, 16)),
+    PLAIN: Shape((), 4, 2, 24, ("mean", "max"), 9, (12, 32), (-2.5, 8)),
+    WHOLE: Shape(("cls",), 1, 1, 3, ("mean", "max", "cls"), 70, (48, 80)),
 }
 
 

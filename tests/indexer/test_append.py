@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import make_golden
 import numpy as np
 import pytest
 from pictures import BAD, jpeg, noise
@@ -164,6 +166,15 @@ def test_wrong_uses_are_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="add pictures to it with --append"):
         index(replace(more, append=False))
     assert not (tmp_path / "index" / "building").exists()
+
+
+def test_an_index_that_records_no_views_is_refused(tmp_path: Path) -> None:
+    pictures = folder(tmp_path / "a", range(3))
+    shutil.copytree(make_golden.DATA / "golden-v1" / "index", tmp_path / "index")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(OutputError, match=r"by an earlier vitscope.* index all pictures anew"):
+        index(replace(options(pictures, tmp_path / "index"), append=True))
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_first_index_smaller_than_a_unit_may_grow(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
+import grpc
+import make_golden
 import numpy as np
 import numpy.typing as npt
 import pytest
-from synthetic import Synthetic
+from synthetic import ServerProcess, Synthetic
 
 from vitscope.store.manifest import Pooling
 from vitscope.v1 import index_pb2
@@ -21,6 +23,14 @@ NUMBERS: Mapping[Pooling, index_pb2.Pooling.ValueType] = {
     "cls": index_pb2.POOLING_CLS,
 }
 VALID = 65
+GRIDS = {
+    "blocks.0.mlp": pb.PatchGrid(input_height=48, input_width=80, cell_height=16, cell_width=16),
+    "stages.1.blocks.0.mlp": pb.PatchGrid(
+        input_height=48, input_width=80, cell_height=12, cell_width=32, top=-2.5, left=8
+    ),
+    "blocks.1.mlp": pb.PatchGrid(input_height=48, input_width=80, cell_height=48, cell_width=80),
+}
+"""Where the synthetic layers' patches lie, written out a second time."""
 
 
 def pairs(images: Iterable[pb.ScoredImage]) -> list[tuple[int, float]]:
@@ -61,6 +71,7 @@ def test_top_images_of_every_channel_and_pooling(
                 assert list(reply.maps.channels) == [channel] * len(rows)
                 assert reply.maps.layer == layer
                 assert np.array_equal(values_of(reply.maps), maps[rows, channel])
+                assert reply.maps.grid == GRIDS[layer]
 
 
 def test_ranked_images_carry_key_and_label(
@@ -125,6 +136,7 @@ def test_every_kept_map_in_the_order_asked_for(
     for reply in replies:
         assert reply.generation == synthetic.generation
         assert (reply.maps.height, reply.maps.width) == (tokens.height, tokens.width)
+        assert reply.maps.grid == GRIDS[layer]
 
 
 def test_maps_of_mixed_layers_and_repeated_maps_keep_their_order(
@@ -190,7 +202,31 @@ def test_images_come_as_they_were_stored(synthetic: Synthetic, stub: ActivationS
             record.reason,
         )
         assert (image.label if image.HasField("label") else None) == record.label
+        assert (image.width, image.height) == (record.width, record.height)
+        view = image.view
+        corners = (view.x0, view.y0, view.x1, view.y1) if image.HasField("view") else None
+        assert corners == record.view
     assert images[0].invalid_reason == "cannot identify image №69"
+    assert not images[0].HasField("view")
+
+
+def test_an_index_of_version_1_has_sizes_but_no_views(serve: Callable[..., ServerProcess]) -> None:
+    address = serve(make_golden.DATA / "golden-v1" / "index").address
+    with grpc.insecure_channel(address) as channel:
+        old = ActivationServiceStub(channel)
+        [reply] = old.GetImages(pb.GetImagesRequest(rows=range(40)))
+        [layer, *_] = old.GetIndex(pb.GetIndexRequest()).index.layers
+        top = old.TopImages(pb.TopImagesRequest(layer=layer.name, include_maps=True))
+    assert any(image.valid for image in reply.images)
+    for image in reply.images:
+        assert (image.width > 0) == image.valid
+        assert not image.HasField("view")
+    # Its patches cover the input evenly, and are said to.
+    tokens, grid = layer.tokens, top.maps.grid
+    assert (grid.top, grid.left) == (tokens.top, tokens.left) == (0, 0)
+    assert tokens.height * grid.cell_height == grid.input_height
+    assert tokens.width * grid.cell_width == grid.input_width
+    assert (tokens.cell_height, tokens.cell_width) == (grid.cell_height, grid.cell_width)
 
 
 def test_the_most_images_at_once_come_in_order(
@@ -226,6 +262,12 @@ def test_an_index_describes_itself(
             record.tokens.height,
             record.tokens.width,
         )
+        grid = GRIDS[layer.name]
+        assert (layer.tokens.cell_height, layer.tokens.cell_width) == (
+            grid.cell_height,
+            grid.cell_width,
+        )
+        assert (layer.tokens.top, layer.tokens.left) == (grid.top, grid.left)
         assert list(layer.poolings) == [NUMBERS[pooling] for pooling in record.poolings]
 
 

@@ -65,6 +65,7 @@ def rows_truth(synthetic: Synthetic) -> Truth:
         "label": np.array(labels, np.int32),
         "width": np.array([record.width for record in records], np.int32),
         "height": np.array([record.height for record in records], np.int32),
+        "view": np.array([record.view or (np.nan,) * 4 for record in records], np.float32),
         "bytes": np.array([record.bytes for record in records], np.int64),
         "sha256": np.array([list(bytes.fromhex(r.sha256 or "00" * 32)) for r in records], np.uint8),
     }

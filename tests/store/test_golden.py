@@ -145,6 +145,17 @@ def test_the_row_table(golden: Golden) -> None:
     assert any(record["boxes"] for record in records)
 
 
+def test_views_came_with_version_2(golden: Golden) -> None:
+    table = golden.generation.rows
+    views = [table.view(row) for row in range(len(table))]
+    old = "golden-v1" in golden.index.parts
+    assert table.has_views != old
+    assert [view is not None for view in views] == [bool(v) and not old for v in golden.valid]
+    # Versions 1 and 2 hold grids of other places.
+    [even] = {layer.tokens.left == 0 for layer in golden.generation.manifest.layers[1:]}
+    assert even == old
+
+
 def test_scores_both_ways(golden: Golden) -> None:
     for layer, pooling in golden.cases():
         truth = golden.scores(layer, pooling)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import make_golden
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +23,8 @@ from vitscope.store.manifest import (
 
 NAMES = st.text(max_size=12)
 COUNTS = st.integers(0, 2**53)
+CELLS = st.floats(0, exclude_min=True, allow_infinity=False)
+CORNERS = st.floats(allow_nan=False, allow_infinity=False)
 LAYERS = st.builds(
     LayerRecord,
     name=NAMES,
@@ -32,6 +35,10 @@ LAYERS = st.builds(
         prefix=st.lists(st.sampled_from(["cls", "dist", "reg"])).map(tuple),
         height=COUNTS,
         width=COUNTS,
+        cell_height=CELLS,
+        cell_width=CELLS,
+        top=CORNERS,
+        left=CORNERS,
     ),
     poolings=st.lists(st.sampled_from(POOLINGS), unique=True).map(tuple),
     top_k=COUNTS,
@@ -73,11 +80,15 @@ def test_round_trip(manifest: Manifest) -> None:
 
 def test_written_form_is_plain_json_with_format_and_version(synthetic: Synthetic) -> None:
     body = json.loads((synthetic.folder / "manifest.json").read_bytes())
-    assert (body["format"], body["format_version"]) == ("vitscope-index", 1)
+    assert (body["format"], body["format_version"]) == ("vitscope-index", 2)
     assert body["layers"][0]["tokens"] == {
         "prefix": ["cls", "reg", "reg"],
         "height": 3,
         "width": 5,
+        "cell_height": 16.0,
+        "cell_width": 16.0,
+        "top": 0.0,
+        "left": 0.0,
     }
 
 
@@ -96,7 +107,7 @@ def test_another_format_is_refused(synthetic: Synthetic, format_: Any) -> None:
         Manifest.from_json(json.dumps(body).encode())
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 3, "1", None, True, 2.0])
 def test_another_version_is_refused(synthetic: Synthetic, version: Any) -> None:
     body = json.loads(synthetic.manifest.to_json()) | {"format_version": version}
     with pytest.raises(UnsupportedFormatError, match="version"):
@@ -104,9 +115,38 @@ def test_another_version_is_refused(synthetic: Synthetic, version: Any) -> None:
 
 
 def test_a_later_version_is_refused_even_where_its_fields_are_unknown() -> None:
-    body = {"format": "vitscope-index", "format_version": 2, "something": "new"}
-    with pytest.raises(UnsupportedFormatError, match="version 2"):
+    body = {"format": "vitscope-index", "format_version": 3, "something": "new"}
+    with pytest.raises(
+        UnsupportedFormatError,
+        match=r"version 3; .* version 1 and 2",
+    ):
         Manifest.from_json(json.dumps(body).encode())
+
+
+def test_version_1_knew_only_patches_that_cover_the_input_evenly() -> None:
+    [path] = (make_golden.DATA / "golden-v1" / "index" / "generations").glob("*/manifest.json")
+    body = json.loads(path.read_bytes())
+    assert body["format_version"] == 1
+    body["model"]["input_size"] = [30, 56]
+    body["layers"][0]["tokens"] = {"prefix": ["cls"], "height": 3, "width": 7}
+    tokens = Manifest.from_json(json.dumps(body).encode()).layers[0].tokens
+    assert tokens == TokenLayout(("cls",), 3, 7, 10.0, 8.0, 0.0, 0.0)
+    for field, value in [("height", 0), ("width", 0), ("top", 0.0)]:
+        broken = json.loads(json.dumps(body))
+        broken["layers"][0]["tokens"][field] = value
+        with pytest.raises(DamagedIndexError):
+            Manifest.from_json(json.dumps(broken).encode())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -16.0, 10**400, "16", None])
+def test_patches_without_a_place_are_damage(synthetic: Synthetic, value: Any) -> None:
+    for field in ("cell_height", "cell_width", "top", "left"):
+        if field in ("top", "left") and value in (0.0, -16.0):
+            continue
+        body = json.loads(synthetic.manifest.to_json())
+        body["layers"][1]["tokens"][field] = value
+        with pytest.raises(DamagedIndexError):
+            Manifest.from_json(json.dumps(body).encode())
 
 
 @given(draw=st.data())

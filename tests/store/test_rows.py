@@ -27,26 +27,28 @@ DIGEST = st.just("") | st.binary(min_size=32, max_size=32).map(bytes.hex).filter
 )
 
 SINGLE = st.floats(width=32, allow_nan=False, allow_infinity=False)
+VIEWS = st.tuples(SINGLE, SINGLE, SINGLE, SINGLE)
 BOXES = st.lists(st.builds(Box, st.none() | TEXT, SINGLE, SINGLE, SINGLE, SINGLE), max_size=3)
 
 
 @st.composite
 def tables(draw: st.DrawFn) -> list[RowRecord]:
-    count = draw(st.integers(1, 12))
+    valid = draw(st.lists(st.booleans(), min_size=1, max_size=12))
     return [
         RowRecord(
             row=row,
             key=draw(TEXT),
             label=draw(st.none() | st.sampled_from(["", "a", "b", "ü", "🦊"])),
-            valid=draw(st.booleans()),
+            valid=valid[row],
             reason=draw(TEXT),
             bytes=draw(st.integers(0, 2**62)),
             sha256=draw(DIGEST),
             width=draw(st.integers(0, 2**31 - 1)),
             height=draw(st.integers(0, 2**31 - 1)),
             boxes=tuple(draw(BOXES)),
+            view=draw(VIEWS) if valid[row] else None,
         )
-        for row in range(count)
+        for row in range(len(valid))
     ]
 
 
@@ -67,6 +69,11 @@ def test_records_come_back(records: list[RowRecord]) -> None:
             assert (table.labels[row] == NO_LABEL) == (record.label is None)
             assert table.boxes(row) == record.boxes
             assert table.sizes[row].tolist() == [record.width, record.height]
+            assert table.view(row) == record.view
+        stored = open_array(Path(folder, "view")).read()
+        assert stored.dtype == np.float32
+        assert stored.shape == (len(records), 4)
+        assert np.isnan(stored).all(1).tolist() == [record.view is None for record in records]
 
 
 def cut(records: list[RowRecord], cuts: list[int]) -> list[list[RowRecord]]:
@@ -112,6 +119,7 @@ def test_a_table_of_several_shards_in_every_column(
             width=row,
             height=count - row,
             boxes=(Box("a" * (row % 3), row, 1, 2, 3),) * (row % 4),
+            view=(row / 4, -1.5, row, 9.0) if row % 11 else None,
         )
         for row in range(count)
     ]
@@ -120,12 +128,12 @@ def test_a_table_of_several_shards_in_every_column(
     assert valid.tolist() == [row for row in range(count) if row % 11]
     table = RowTable(tmp_path)
     assert [table.record(row) for row in range(count)] == records
-    for name in ("key", "key_edge", "label", "sha256", "box_label", "width", "reason"):
+    for name in ("key", "key_edge", "label", "sha256", "view", "box_label", "width", "reason"):
         assert len([path for path in (tmp_path / name / "c").rglob("*") if path.is_file()]) > 1
 
 
 def test_parts_that_change_between_the_passes_are_noticed(tmp_path: Path) -> None:
-    record = RowRecord(0, "a", None, True, "", 1, "", 1, 1)
+    record = RowRecord(0, "a", None, True, "", 1, "", 1, 1, view=(0, 0, 1, 1))
     passes: Iterator[list[list[RowRecord]]] = iter(
         [[[record]], [[]], [[record]], [[record], [record]]]
     )

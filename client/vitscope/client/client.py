@@ -139,6 +139,7 @@ class Client:
             channel=int(maps.channels[0]),
             row=int(maps.rows[0]),
             values=maps.values[0],
+            grid=maps.grid,
         )
 
     def similar_images(

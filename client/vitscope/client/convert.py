@@ -1,5 +1,6 @@
 """Protobuf on one side, results on the other: no other file knows both."""
 
+import math
 import operator
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -17,6 +18,11 @@ POOLINGS: dict[str, index_pb2.Pooling.ValueType] = {
     "cls": index_pb2.POOLING_CLS,
 }
 _POOLING_NAMES = {value: name for name, value in POOLINGS.items()}
+
+_MOST = 1 << 12
+"""More patches than this along a side are a mistake."""
+_LARGEST = 64
+"""So are patches that are larger than so many inputs."""
 
 Selector = tuple[str, SupportsIndex, SupportsIndex]
 """(layer, channel, row)"""
@@ -126,19 +132,42 @@ def index(message: index_pb2.Index) -> results.Index:
         ),
         rows=message.rows,
         valid_rows=message.valid_rows,
-        layers=tuple(map(layer, message.layers)),
+        layers=tuple(layer(one, model) for one in message.layers),
     )
 
 
-def layer(message: index_pb2.Layer) -> results.Layer:
-    tokens = message.tokens
+def layer(message: index_pb2.Layer, model: index_pb2.Model) -> results.Layer:
+    """A layer of an index that was made with `model`."""
     return results.Layer(
         name=message.name,
         depth=message.depth,
         channels=message.channels,
-        tokens=results.TokenLayout(tuple(tokens.prefix), tokens.height, tokens.width),
+        tokens=token_layout(message.tokens, model),
         poolings=tuple(map(pooling_name, message.poolings)),
         maps_per_channel=message.maps_per_channel,
+    )
+
+
+def token_layout(message: index_pb2.TokenLayout, model: index_pb2.Model) -> results.TokenLayout:
+    """Where an older server does not tell, patches cover the model's input evenly."""
+    told = message.cell_height or message.cell_width
+    grid = query_pb2.PatchGrid(
+        input_height=model.input_height,
+        input_width=model.input_width,
+        cell_height=message.cell_height if told else model.input_height / max(1, message.height),
+        cell_width=message.cell_width if told else model.input_width / max(1, message.width),
+        top=message.top,
+        left=message.left,
+    )
+    _require_place(grid, message.height, message.width)
+    return results.TokenLayout(
+        prefix=tuple(message.prefix),
+        height=message.height,
+        width=message.width,
+        cell_height=grid.cell_height,
+        cell_width=grid.cell_width,
+        top=grid.top,
+        left=grid.left,
     )
 
 
@@ -180,6 +209,7 @@ def patch_maps(message: query_pb2.PatchMaps, generation: str) -> results.PatchMa
     count, height, width = len(message.rows), message.height, message.width
     consistent = (
         min(height, width) >= (1 if count else 0)
+        and max(height, width) <= _MOST
         and len(message.channels) == count
         and len(message.values) == count * height * width * 2
     )
@@ -195,7 +225,37 @@ def patch_maps(message: query_pb2.PatchMaps, generation: str) -> results.PatchMa
         rows=np.array(message.rows, np.int64),
         channels=np.array(message.channels, np.int32),
         values=values.reshape(count, height, width),
+        grid=patch_grid(message.grid, height, width) if message.HasField("grid") else None,
     )
+
+
+def patch_grid(message: query_pb2.PatchGrid, height: int, width: int) -> results.PatchGrid:
+    """The place of a grid of so many patches from top to bottom and from left to right."""
+    _require_place(message, height, width)
+    return results.PatchGrid(
+        input_height=message.input_height,
+        input_width=message.input_width,
+        cell_height=message.cell_height,
+        cell_width=message.cell_width,
+        top=message.top,
+        left=message.left,
+    )
+
+
+def _require_place(grid: query_pb2.PatchGrid, height: int, width: int) -> None:
+    """Raise `ServerError` where the patches lie nowhere in the model's input."""
+    rows = grid.input_height, grid.cell_height, grid.top, height
+    columns = grid.input_width, grid.cell_width, grid.left, width
+    for side, cell, start, count in (rows, columns):
+        finite = math.isfinite(cell) and math.isfinite(start)
+        # Patches neither too small nor too large to be of any model, and one in the input at least.
+        fit = finite and 1 <= side <= cell * _MOST and cell <= side * _LARGEST
+        if not fit or not -cell * count < start < side:
+            raise ServerError(
+                f"The server's reply is inconsistent: patches of {grid.cell_height:g} x "
+                f"{grid.cell_width:g} pixels from {grid.top:g}, {grid.left:g} on do not lie in an "
+                f"input of {grid.input_height} x {grid.input_width} pixels."
+            )
 
 
 def patch_maps_stream(
@@ -206,7 +266,7 @@ def patch_maps_stream(
     filled = [part for part in parts if len(part.rows)]
     joined = [
         _joined(list(group))
-        for _, group in groupby(filled, lambda part: (part.layer, part.values.shape[1:]))
+        for _, group in groupby(filled, lambda part: (part.layer, part.values.shape[1:], part.grid))
     ]
     got = [
         (maps.layer, channel, row)
@@ -229,6 +289,7 @@ def _joined(parts: Sequence[results.PatchMaps]) -> results.PatchMaps:
         rows=np.concatenate([part.rows for part in parts]),
         channels=np.concatenate([part.channels for part in parts]),
         values=np.concatenate([part.values for part in parts]),
+        grid=parts[0].grid,
     )
 
 
@@ -250,7 +311,22 @@ def image(message: query_pb2.Image, generation: str) -> results.Image:
         valid=message.valid,
         invalid_reason=message.invalid_reason,
         jpeg=message.jpeg,
+        width=message.width,
+        height=message.height,
+        view=_view(message) if message.HasField("view") else None,
     )
+
+
+def _view(image: query_pb2.Image) -> tuple[float, float, float, float]:
+    view = image.view
+    corners = view.x0, view.y0, view.x1, view.y1
+    whole = all(map(math.isfinite, corners)) and view.x0 < view.x1 and view.y0 < view.y1
+    if not whole or min(image.width, image.height) < 1:
+        raise ServerError(
+            f"The server's reply is inconsistent: row {image.row} shows {corners} of a picture of "
+            f"{image.width} x {image.height} pixels."
+        )
+    return corners
 
 
 def _require_asked(what: str, got: Sequence[object], asked: Sequence[object]) -> None:

@@ -19,6 +19,15 @@ class TokenLayout:
     """H, in patches."""
     width: int
     """W, in patches."""
+    cell_height: float
+    """Pixels of the model's input from one patch to the next below it."""
+    cell_width: float
+    """Likewise to the next on its right."""
+    top: float
+    """Upper edge of the first row of patches in pixels of the model's input; a grid may begin
+    inside of the input or outside of it."""
+    left: float
+    """Left edge of the first column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +93,23 @@ class ScoredImage:
     """Exactly the stored float16 activation; among similar images a cosine."""
 
 
+@dataclass(frozen=True, slots=True)
+class PatchGrid:
+    """Where patches lie in the model's input, which a stored picture shows whole.
+
+    All lengths are in pixels of the input. Patch (y, x) has the rows from `top + y * cell_height`
+    to `top + (y + 1) * cell_height`, and the columns likewise.
+    """
+
+    input_height: int
+    input_width: int
+    cell_height: float
+    cell_width: float
+    top: float
+    """May lie outside of the input, as may all edges."""
+    left: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class PatchMaps:
     """Patch maps of one layer: map i is of image `rows[i]` and channel `channels[i]`."""
@@ -96,6 +122,8 @@ class PatchMaps:
     """(M,)"""
     values: NDArray[np.float16]
     """(M, H, W) activations."""
+    grid: PatchGrid | None
+    """None where an older server does not tell; its patches cover the input evenly."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,6 +136,8 @@ class PatchMap:
     row: int
     values: NDArray[np.float16]
     """(H, W) activations."""
+    grid: PatchGrid | None
+    """None where an older server does not tell; its patches cover the input evenly."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -156,3 +186,10 @@ class Image:
     """Why not; empty for a valid image."""
     jpeg: bytes
     """The picture as the model saw it (resized and cropped); empty where none is stored."""
+    width: int
+    """Pixels of the source picture, before any transform; 0 where it could not be read."""
+    height: int
+    view: tuple[float, float, float, float] | None
+    """What of the source picture the whole of the model's input shows: x0, y0, x1, y1 in pixels
+    of it, beyond its edges where the transform pads. None where the picture could not be read,
+    or where the index does not tell, as old ones do not."""

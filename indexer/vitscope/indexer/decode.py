@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from vitscope.indexer import view
+from vitscope.store.geometry import Rectangle
+
 MAX_PIXELS = 89_478_485
 """Larger pictures are taken for decompression bombs, as Pillow's own warning does."""
 
@@ -39,6 +42,9 @@ class Picture:
     """Why the image is invalid; empty where it is valid."""
     size: tuple[int, int] = (0, 0)
     """Width and height of the source image; zeros where it is invalid."""
+    view: Rectangle | None = None
+    """What of the source image the model sees, in pixels of it and rounded to float32; beyond its
+    edges where the transform pads. None where the image is invalid."""
 
 
 class Decoder:
@@ -47,6 +53,8 @@ class Decoder:
     name = "pillow"
 
     def __init__(self, steps: Sequence[Callable[[Any], Any]], thumbnail_size: int) -> None:
+        """Raises `ModelError` for a step of which it is not known where it moves pixels."""
+        view.check_steps(steps)
         self._steps = steps
         self._thumbnail_size = thumbnail_size
 
@@ -55,26 +63,31 @@ class Decoder:
         digest = hashlib.sha256(data).hexdigest()
         try:
             image = _open_rgb(data)
-            view, pixels = self._transform(image)
-            return Picture(pixels, self._thumbnail(view), digest, "", image.size)
+            seen, shown, pixels = self._transform(image)
+            return Picture(pixels, self._thumbnail(seen), digest, "", image.size, shown)
         # Whatever a codec raises on bad bytes, the row stays and says why.
         except Exception as error:
             return Picture(None, b"", digest, _reason(data, error))
 
-    def _transform(self, image: Image.Image) -> tuple[Image.Image, torch.Tensor]:
+    def _transform(self, image: Image.Image) -> tuple[Image.Image, Rectangle, torch.Tensor]:
+        """What the model sees, where that lies in `image`, and as the model's input."""
         value: Any = image
-        view = image
+        seen = image
+        shown = (0.0, 0.0, float(image.width), float(image.height))
         for step in self._steps:
+            before = view.size_of(value)
             value = step(value)
+            shown = view.after(step, shown, before, view.size_of(value))
             # The last picture before it becomes numbers is what the model sees.
             if isinstance(value, Image.Image):
-                view = value
-        return view, value
+                seen = value
+        x0, y0, x1, y1 = np.array(shown, np.float32).tolist()
+        return seen, (x0, y0, x1, y1), value
 
-    def _thumbnail(self, view: Image.Image) -> bytes:
+    def _thumbnail(self, seen: Image.Image) -> bytes:
         if not self._thumbnail_size:
             return b""
-        small = view.copy()
+        small = seen.copy()
         small.thumbnail((self._thumbnail_size, self._thumbnail_size), Image.Resampling.LANCZOS)
         out = io.BytesIO()
         small.save(out, "JPEG", quality=_JPEG_QUALITY)

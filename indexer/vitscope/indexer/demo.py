@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from vitscope.indexer.errors import OutputError
 from vitscope.indexer.model import Weights, load_model
@@ -24,6 +23,7 @@ from vitscope.indexer.sources import open_source
 from vitscope.store import layout
 from vitscope.store.arrays import open_array
 from vitscope.store.generation import Generation, open_generation
+from vitscope.store.geometry import box_share
 from vitscope.store.manifest import Pooling
 
 COUNT = 2_000
@@ -106,8 +106,13 @@ def hold_against_truth(
     rows, _ = generation.top(chosen.layer, _POOLING, chosen.channel)
     maps = generation.top_maps(chosen.layer, _POOLING, chosen.channel, slice(0, _SHOWN))
     scenes = [by_key[generation.rows.key(int(row))] for row in rows[:_SHOWN]]
-    side = generation.manifest.model.input_size[0]
-    boxes = [_box_share(scene.box, maps.shape[1:], side) for scene in scenes]
+    tokens = generation.layer(chosen.layer).tokens
+    boxes = [
+        box_share(tokens, scene.box, view, generation.manifest.model.input_size)
+        for row, scene in zip(rows[:_SHOWN].tolist(), scenes, strict=True)
+        # An index of a demo is of the current format: every valid image has a view.
+        if (view := generation.rows.view(row))
+    ]
     heat = maps.astype(np.float64).clip(0)
     inside = [
         (each * box).sum() / max(each.sum(), 1e-12) for each, box in zip(heat, boxes, strict=True)
@@ -117,18 +122,6 @@ def hold_against_truth(
         inside=float(np.mean(inside)),
         area=float(np.mean([box.mean() for box in boxes])),
     )
-
-
-def _box_share(
-    box: tuple[int, int, int, int], grid: tuple[int, ...], side: int
-) -> npt.NDArray[np.float64]:
-    """Share of every patch (H, W) that a box covers."""
-    covered = np.zeros((side, side))
-    covered[box[1] : box[3], box[0] : box[2]] = 1
-    height, width = grid
-    cells = covered.reshape(height, side // height, width, side // width)
-    share: npt.NDArray[np.float64] = cells.mean((1, 3))
-    return share
 
 
 def _check(out: Path) -> None:

@@ -17,6 +17,7 @@ from vitscope.indexer.model import LoadedModel, load_model
 from vitscope.indexer.options import Options
 from vitscope.indexer.plan import Plan
 from vitscope.indexer.sources import Source, open_source
+from vitscope.indexer.view import check_steps
 from vitscope.indexer.work import recorded_plan
 from vitscope.store import layout
 from vitscope.store.generation import Generation, open_generation
@@ -59,6 +60,7 @@ def prepare(options: Options, worker: int = 0) -> Job:
         device=device,
         dtype=options.dtype,
     )
+    check_steps(model.steps)
     layers = find_layers(model.module, model.name, model.input_size)
     model.module.to(model.dtype)
     plan = _plan(options, source, model, layers, base, threads)
@@ -78,8 +80,15 @@ def _base(options: Options, recorded: dict[str, Any] | None) -> Base | None:
             "again to finish it."
         )
     if name:
-        return Base(Generation(options.out / layout.GENERATIONS / name))
-    return Base(open_generation(options.out))
+        generation = Generation(options.out / layout.GENERATIONS / name)
+    else:
+        generation = open_generation(options.out)
+    if not generation.rows.has_views:
+        raise OutputError(
+            f"The index {options.out} was made by an earlier vitscope, which did not record what "
+            "of each picture the model saw; index all pictures anew, with another folder for --out."
+        )
+    return Base(generation)
 
 
 def _plan(

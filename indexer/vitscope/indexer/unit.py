@@ -150,6 +150,7 @@ class Worker:
             width=width,
             height=height,
             boxes=boxes.boxes if picture.reason else boxes.in_pixels(width, height),
+            view=picture.view,
         )
 
     def _write(self, unit: Unit, records: list[RowRecord], thumbnails: list[bytes]) -> None:

@@ -285,4 +285,5 @@ class Work:
 
 
 def _record(row: dict[str, Any]) -> RowRecord:
-    return RowRecord(**{**row, "boxes": tuple(Box(**box) for box in row["boxes"])})
+    view = None if row["view"] is None else tuple(row["view"])
+    return RowRecord(**{**row, "boxes": tuple(Box(**box) for box in row["boxes"]), "view": view})

@@ -24,21 +24,21 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17vitscope/v1/index.proto\x12\x0bvitscope.v1\"<\n\x0bTokenLayout\x12\x0e\n\x06prefix\x18\x01 \x03(\t\x12\x0e\n\x06height\x18\x02 \x01(\x05\x12\r\n\x05width\x18\x03 \x01(\x05\"\xa2\x01\n\x05Layer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64\x65pth\x18\x02 \x01(\x05\x12\x10\n\x08\x63hannels\x18\x03 \x01(\x05\x12(\n\x06tokens\x18\x04 \x01(\x0b\x32\x18.vitscope.v1.TokenLayout\x12&\n\x08poolings\x18\x05 \x03(\x0e\x32\x14.vitscope.v1.Pooling\x12\x18\n\x10maps_per_channel\x18\x06 \x01(\x05\"\x7f\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0eweights_sha256\x18\x02 \x01(\t\x12\x16\n\x0eweights_source\x18\x03 \x01(\t\x12\x14\n\x0cinput_height\x18\x04 \x01(\x05\x12\x13\n\x0binput_width\x18\x05 \x01(\x05\x12\r\n\x05\x64type\x18\x06 \x01(\t\"\x92\x01\n\x05Index\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\t\x12!\n\x05model\x18\x03 \x01(\x0b\x32\x12.vitscope.v1.Model\x12\x0c\n\x04rows\x18\x04 \x01(\x03\x12\x12\n\nvalid_rows\x18\x05 \x01(\x03\x12\"\n\x06layers\x18\x06 \x03(\x0b\x32\x12.vitscope.v1.Layer*V\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x10\n\x0cPOOLING_MEAN\x10\x01\x12\x0f\n\x0bPOOLING_MAX\x10\x02\x12\x0f\n\x0bPOOLING_CLS\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17vitscope/v1/index.proto\x12\x0bvitscope.v1\"\x80\x01\n\x0bTokenLayout\x12\x0e\n\x06prefix\x18\x01 \x03(\t\x12\x0e\n\x06height\x18\x02 \x01(\x05\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x13\n\x0b\x63\x65ll_height\x18\x04 \x01(\x01\x12\x12\n\ncell_width\x18\x05 \x01(\x01\x12\x0b\n\x03top\x18\x06 \x01(\x01\x12\x0c\n\x04left\x18\x07 \x01(\x01\"\xa2\x01\n\x05Layer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64\x65pth\x18\x02 \x01(\x05\x12\x10\n\x08\x63hannels\x18\x03 \x01(\x05\x12(\n\x06tokens\x18\x04 \x01(\x0b\x32\x18.vitscope.v1.TokenLayout\x12&\n\x08poolings\x18\x05 \x03(\x0e\x32\x14.vitscope.v1.Pooling\x12\x18\n\x10maps_per_channel\x18\x06 \x01(\x05\"\x7f\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0eweights_sha256\x18\x02 \x01(\t\x12\x16\n\x0eweights_source\x18\x03 \x01(\t\x12\x14\n\x0cinput_height\x18\x04 \x01(\x05\x12\x13\n\x0binput_width\x18\x05 \x01(\x05\x12\r\n\x05\x64type\x18\x06 \x01(\t\"\x92\x01\n\x05Index\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\t\x12!\n\x05model\x18\x03 \x01(\x0b\x32\x12.vitscope.v1.Model\x12\x0c\n\x04rows\x18\x04 \x01(\x03\x12\x12\n\nvalid_rows\x18\x05 \x01(\x03\x12\"\n\x06layers\x18\x06 \x03(\x0b\x32\x12.vitscope.v1.Layer*V\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x10\n\x0cPOOLING_MEAN\x10\x01\x12\x0f\n\x0bPOOLING_MAX\x10\x02\x12\x0f\n\x0bPOOLING_CLS\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vitscope.v1.index_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_POOLING']._serialized_start=545
-  _globals['_POOLING']._serialized_end=631
-  _globals['_TOKENLAYOUT']._serialized_start=40
-  _globals['_TOKENLAYOUT']._serialized_end=100
-  _globals['_LAYER']._serialized_start=103
-  _globals['_LAYER']._serialized_end=265
-  _globals['_MODEL']._serialized_start=267
-  _globals['_MODEL']._serialized_end=394
-  _globals['_INDEX']._serialized_start=397
-  _globals['_INDEX']._serialized_end=543
+  _globals['_POOLING']._serialized_start=614
+  _globals['_POOLING']._serialized_end=700
+  _globals['_TOKENLAYOUT']._serialized_start=41
+  _globals['_TOKENLAYOUT']._serialized_end=169
+  _globals['_LAYER']._serialized_start=172
+  _globals['_LAYER']._serialized_end=334
+  _globals['_MODEL']._serialized_start=336
+  _globals['_MODEL']._serialized_end=463
+  _globals['_INDEX']._serialized_start=466
+  _globals['_INDEX']._serialized_end=612
 # @@protoc_insertion_point(module_scope)

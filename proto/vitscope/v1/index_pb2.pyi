@@ -54,10 +54,22 @@ class TokenLayout(_message.Message):
     PREFIX_FIELD_NUMBER: _builtins.int
     HEIGHT_FIELD_NUMBER: _builtins.int
     WIDTH_FIELD_NUMBER: _builtins.int
+    CELL_HEIGHT_FIELD_NUMBER: _builtins.int
+    CELL_WIDTH_FIELD_NUMBER: _builtins.int
+    TOP_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
     height: _builtins.int
     """Patches from top to bottom."""
     width: _builtins.int
     """Patches from left to right."""
+    cell_height: _builtins.float
+    """Where the grid lies, in pixels of the model's input from its upper left corner: patch (y, x)
+    has the rows from top + y * cell_height to top + (y + 1) * cell_height, and the columns
+    likewise. A grid may begin inside of the input or outside of it, and end so.
+    """
+    cell_width: _builtins.float
+    top: _builtins.float
+    left: _builtins.float
     @_builtins.property
     def prefix(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """"cls", "dist" or "reg", one per prefix token."""
@@ -68,10 +80,14 @@ class TokenLayout(_message.Message):
         prefix: _abc.Iterable[_builtins.str] | None = ...,
         height: _builtins.int = ...,
         width: _builtins.int = ...,
+        cell_height: _builtins.float = ...,
+        cell_width: _builtins.float = ...,
+        top: _builtins.float = ...,
+        left: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height", "prefix", b"prefix", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cell_height", b"cell_height", "cell_width", b"cell_width", "height", b"height", "left", b"left", "prefix", b"prefix", "top", b"top", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

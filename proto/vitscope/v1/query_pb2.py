@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from vitscope.v1 import index_pb2 as vitscope_dot_v1_dot_index__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17vitscope/v1/query.proto\x12\x0bvitscope.v1\x1a\x17vitscope/v1/index.proto\"\x14\n\x12ListIndexesRequest\":\n\x13ListIndexesResponse\x12#\n\x07indexes\x18\x01 \x03(\x0b\x32\x12.vitscope.v1.Index\" \n\x0fGetIndexRequest\x12\r\n\x05index\x18\x01 \x01(\t\"5\n\x10GetIndexResponse\x12!\n\x05index\x18\x01 \x01(\x0b\x32\x12.vitscope.v1.Index\"T\n\x0bScoredImage\x12\x0b\n\x03row\x18\x01 \x01(\x03\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x12\n\x05label\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\r\n\x05score\x18\x04 \x01(\x02\x42\x08\n\x06_label\"i\n\tPatchMaps\x12\r\n\x05layer\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x03(\x03\x12\x10\n\x08\x63hannels\x18\x03 \x03(\x05\x12\x0e\n\x06height\x18\x04 \x01(\x05\x12\r\n\x05width\x18\x05 \x01(\x05\x12\x0e\n\x06values\x18\x06 \x01(\x0c\"\x94\x01\n\x10TopImagesRequest\x12\r\n\x05index\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x03 \x01(\x05\x12%\n\x07pooling\x18\x04 \x01(\x0e\x32\x14.vitscope.v1.Pooling\x12\x0e\n\x01k\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\x14\n\x0cinclude_maps\x18\x06 \x01(\x08\x42\x04\n\x02_k\"\x9e\x01\n\x11TopImagesResponse\x12\x12\n\ngeneration\x18\x01 \x01(\t\x12%\n\x07pooling\x18\x02 \x01(\x0e\x32\x14.vitscope.v1.Pooling\x12(\n\x06images\x18\x03 \x03(\x0b\x32\x18.vitscope.v1.ScoredImage\x12$\n\x04maps\x18\x04 \x01(\x0b\x32\x16.vitscope.v1.PatchMaps\"?\n\x10PatchMapSelector\x12\r\n\x05layer\x18\x01 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x02 \x01(\x05\x12\x0b\n\x03row\x18\x03 \x01(\x03\"Q\n\x13GetPatchMapsRequest\x12\r\n\x05index\x18\x01 \x01(\t\x12+\n\x04maps\x18\x02 \x03(\x0b\x32\x1d.vitscope.v1.PatchMapSelector\"P\n\x14GetPatchMapsResponse\x12\x12\n\ngeneration\x18\x01 \x01(\t\x12$\n\x04maps\x18\x02 \x01(\x0b\x32\x16.vitscope.v1.PatchMaps\"W\n\x14SimilarImagesRequest\x12\r\n\x05index\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\t\x12\x0b\n\x03row\x18\x03 \x01(\x03\x12\x0e\n\x01k\x18\x04 \x01(\x05H\x00\x88\x01\x01\x42\x04\n\x02_k\"z\n\x15SimilarImagesResponse\x12\x12\n\ngeneration\x18\x01 \x01(\t\x12(\n\x06images\x18\x02 \x03(\x0b\x32\x18.vitscope.v1.ScoredImage\x12\r\n\x05\x65xact\x18\x03 \x01(\x08\x12\x14\n\x0crecall_at_10\x18\x04 \x01(\x02\"/\n\x10GetImagesRequest\x12\r\n\x05index\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x03(\x03\"t\n\x05Image\x12\x0b\n\x03row\x18\x01 \x01(\x03\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x12\n\x05label\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\r\n\x05valid\x18\x04 \x01(\x08\x12\x16\n\x0einvalid_reason\x18\x05 \x01(\t\x12\x0c\n\x04jpeg\x18\x06 \x01(\x0c\x42\x08\n\x06_label\"K\n\x11GetImagesResponse\x12\x12\n\ngeneration\x18\x01 \x01(\t\x12\"\n\x06images\x18\x02 \x03(\x0b\x32\x12.vitscope.v1.Imageb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17vitscope/v1/query.proto\x12\x0bvitscope.v1\x1a\x17vitscope/v1/index.proto\"\x14\n\x12ListIndexesRequest\":\n\x13ListIndexesResponse\x12#\n\x07indexes\x18\x01 \x03(\x0b\x32\x12.vitscope.v1.Index\" \n\x0fGetIndexRequest\x12\r\n\x05index\x18\x01 \x01(\t\"5\n\x10GetIndexResponse\x12!\n\x05index\x18\x01 \x01(\x0b\x32\x12.vitscope.v1.Index\"T\n\x0bScoredImage\x12\x0b\n\x03row\x18\x01 \x01(\x03\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x12\n\x05label\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\r\n\x05score\x18\x04 \x01(\x02\x42\x08\n\x06_label\"z\n\tPatchGrid\x12\x14\n\x0cinput_height\x18\x01 \x01(\x05\x12\x13\n\x0binput_width\x18\x02 \x01(\x05\x12\x13\n\x0b\x63\x65ll_height\x18\x03 \x01(\x01\x12\x12\n\ncell_width\x18\x04 \x01(\x01\x12\x0b\n\x03top\x18\x05 \x01(\x01\x12\x0c\n\x04left\x18\x06 \x01(\x01\"\x8f\x01\n\tPatchMaps\x12\r\n\x05layer\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x03(\x03\x12\x10\n\x08\x63hannels\x18\x03 \x03(\x05\x12\x0e\n\x06height\x18\x04 \x01(\x05\x12\r\n\x05width\x18\x05 \x01(\x05\x12\x0e\n\x06values\x18\x06 \x01(\x0c\x12$\n\x04grid\x18\x07 \x01(\x0b\x32\x16.vitscope.v1.PatchGrid\"\x94\x01\n\x10TopImagesRequest\x12\r\n\x05index\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x03 \x01(\x05\x12%\n\x07pooling\x18\x04 \x01(\x0e\x32\x14.vitscope.v1.Pooling\x12\x0e\n\x01k\x18\x05 \x01(\x05H\x00\x88\x01\x01\x12\x14\n\x0cinclude_maps\x18\x06 \x01(\x08\x42\x04\n\x02_k\"\x9e\x01\n\x11TopImagesResponse\x12\x12\n\ngeneration\x18\x01 \x01(\t\x12%\n\x07pooling\x18\x02 \x01(\x0e\x32\x14.vitscope.v1.Pooling\x12(\n\x06images\x18\x03 \x03(\x0b\x32\x18.vitscope.v1.ScoredImage\x12$\n\x04maps\x18\x04 \x01(\x0b\x32\x16.vitscope.v1.PatchMaps\"?\n\x10PatchMapSelector\x12\r\n\x05layer\x18\x01 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x02 \x01(\x05\x12\x0b\n\x03row\x18\x03 \x01(\x03\"Q\n\x13GetPatchMapsRequest\x12\r\n\x05index\x18\x01 \x01(\t\x12+\n\x04maps\x18\x02 \x03(\x0b\x32\x1d.vitscope.v1.PatchMapSelector\"P\n\x14GetPatchMapsResponse\x12\x12\n\ngeneration\x18\x01 \x01(\t\x12$\n\x04maps\x18\x02 \x01(\x0b\x32\x16.vitscope.v1.PatchMaps\"W\n\x14SimilarImagesRequest\x12\r\n\x05index\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\t\x12\x0b\n\x03row\x18\x03 \x01(\x03\x12\x0e\n\x01k\x18\x04 \x01(\x05H\x00\x88\x01\x01\x42\x04\n\x02_k\"z\n\x15SimilarImagesResponse\x12\x12\n\ngeneration\x18\x01 \x01(\t\x12(\n\x06images\x18\x02 \x03(\x0b\x32\x18.vitscope.v1.ScoredImage\x12\r\n\x05\x65xact\x18\x03 \x01(\x08\x12\x14\n\x0crecall_at_10\x18\x04 \x01(\x02\"/\n\x10GetImagesRequest\x12\r\n\x05index\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x03(\x03\";\n\tRectangle\x12\n\n\x02x0\x18\x01 \x01(\x02\x12\n\n\x02y0\x18\x02 \x01(\x02\x12\n\n\x02x1\x18\x03 \x01(\x02\x12\n\n\x02y1\x18\x04 \x01(\x02\"\xb9\x01\n\x05Image\x12\x0b\n\x03row\x18\x01 \x01(\x03\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x12\n\x05label\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\r\n\x05valid\x18\x04 \x01(\x08\x12\x16\n\x0einvalid_reason\x18\x05 \x01(\t\x12\x0c\n\x04jpeg\x18\x06 \x01(\x0c\x12\r\n\x05width\x18\x07 \x01(\x05\x12\x0e\n\x06height\x18\x08 \x01(\x05\x12$\n\x04view\x18\t \x01(\x0b\x32\x16.vitscope.v1.RectangleB\x08\n\x06_label\"K\n\x11GetImagesResponse\x12\x12\n\ngeneration\x18\x01 \x01(\t\x12\"\n\x06images\x18\x02 \x03(\x0b\x32\x12.vitscope.v1.Imageb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,26 +42,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETINDEXRESPONSE']._serialized_end=234
   _globals['_SCOREDIMAGE']._serialized_start=236
   _globals['_SCOREDIMAGE']._serialized_end=320
-  _globals['_PATCHMAPS']._serialized_start=322
-  _globals['_PATCHMAPS']._serialized_end=427
-  _globals['_TOPIMAGESREQUEST']._serialized_start=430
-  _globals['_TOPIMAGESREQUEST']._serialized_end=578
-  _globals['_TOPIMAGESRESPONSE']._serialized_start=581
-  _globals['_TOPIMAGESRESPONSE']._serialized_end=739
-  _globals['_PATCHMAPSELECTOR']._serialized_start=741
-  _globals['_PATCHMAPSELECTOR']._serialized_end=804
-  _globals['_GETPATCHMAPSREQUEST']._serialized_start=806
-  _globals['_GETPATCHMAPSREQUEST']._serialized_end=887
-  _globals['_GETPATCHMAPSRESPONSE']._serialized_start=889
-  _globals['_GETPATCHMAPSRESPONSE']._serialized_end=969
-  _globals['_SIMILARIMAGESREQUEST']._serialized_start=971
-  _globals['_SIMILARIMAGESREQUEST']._serialized_end=1058
-  _globals['_SIMILARIMAGESRESPONSE']._serialized_start=1060
-  _globals['_SIMILARIMAGESRESPONSE']._serialized_end=1182
-  _globals['_GETIMAGESREQUEST']._serialized_start=1184
-  _globals['_GETIMAGESREQUEST']._serialized_end=1231
-  _globals['_IMAGE']._serialized_start=1233
-  _globals['_IMAGE']._serialized_end=1349
-  _globals['_GETIMAGESRESPONSE']._serialized_start=1351
-  _globals['_GETIMAGESRESPONSE']._serialized_end=1426
+  _globals['_PATCHGRID']._serialized_start=322
+  _globals['_PATCHGRID']._serialized_end=444
+  _globals['_PATCHMAPS']._serialized_start=447
+  _globals['_PATCHMAPS']._serialized_end=590
+  _globals['_TOPIMAGESREQUEST']._serialized_start=593
+  _globals['_TOPIMAGESREQUEST']._serialized_end=741
+  _globals['_TOPIMAGESRESPONSE']._serialized_start=744
+  _globals['_TOPIMAGESRESPONSE']._serialized_end=902
+  _globals['_PATCHMAPSELECTOR']._serialized_start=904
+  _globals['_PATCHMAPSELECTOR']._serialized_end=967
+  _globals['_GETPATCHMAPSREQUEST']._serialized_start=969
+  _globals['_GETPATCHMAPSREQUEST']._serialized_end=1050
+  _globals['_GETPATCHMAPSRESPONSE']._serialized_start=1052
+  _globals['_GETPATCHMAPSRESPONSE']._serialized_end=1132
+  _globals['_SIMILARIMAGESREQUEST']._serialized_start=1134
+  _globals['_SIMILARIMAGESREQUEST']._serialized_end=1221
+  _globals['_SIMILARIMAGESRESPONSE']._serialized_start=1223
+  _globals['_SIMILARIMAGESRESPONSE']._serialized_end=1345
+  _globals['_GETIMAGESREQUEST']._serialized_start=1347
+  _globals['_GETIMAGESREQUEST']._serialized_end=1394
+  _globals['_RECTANGLE']._serialized_start=1396
+  _globals['_RECTANGLE']._serialized_end=1455
+  _globals['_IMAGE']._serialized_start=1458
+  _globals['_IMAGE']._serialized_end=1643
+  _globals['_GETIMAGESRESPONSE']._serialized_start=1645
+  _globals['_GETIMAGESRESPONSE']._serialized_end=1720
 # @@protoc_insertion_point(module_scope)

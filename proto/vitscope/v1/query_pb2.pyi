@@ -133,6 +133,43 @@ class ScoredImage(_message.Message):
 Global___ScoredImage: _TypeAlias = ScoredImage  # noqa: Y015
 
 @_typing.final
+class PatchGrid(_message.Message):
+    """Where a grid of patches lies in the model's input; all lengths in pixels of that."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUT_HEIGHT_FIELD_NUMBER: _builtins.int
+    INPUT_WIDTH_FIELD_NUMBER: _builtins.int
+    CELL_HEIGHT_FIELD_NUMBER: _builtins.int
+    CELL_WIDTH_FIELD_NUMBER: _builtins.int
+    TOP_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    input_height: _builtins.int
+    input_width: _builtins.int
+    cell_height: _builtins.float
+    """As in TokenLayout."""
+    cell_width: _builtins.float
+    top: _builtins.float
+    left: _builtins.float
+    def __init__(
+        self,
+        *,
+        input_height: _builtins.int = ...,
+        input_width: _builtins.int = ...,
+        cell_height: _builtins.float = ...,
+        cell_width: _builtins.float = ...,
+        top: _builtins.float = ...,
+        left: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cell_height", b"cell_height", "cell_width", b"cell_width", "input_height", b"input_height", "input_width", b"input_width", "left", b"left", "top", b"top"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PatchGrid: _TypeAlias = PatchGrid  # noqa: Y015
+
+@_typing.final
 class PatchMaps(_message.Message):
     """Patch maps that share a layer: map i is of image rows[i] and channel channels[i]."""
 
@@ -144,6 +181,7 @@ class PatchMaps(_message.Message):
     HEIGHT_FIELD_NUMBER: _builtins.int
     WIDTH_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
+    GRID_FIELD_NUMBER: _builtins.int
     layer: _builtins.str
     height: _builtins.int
     width: _builtins.int
@@ -153,6 +191,12 @@ class PatchMaps(_message.Message):
     def rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def channels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def grid(self) -> Global___PatchGrid:
+        """Where the patches lie in the model's input, which a stored picture shows. Older servers leave
+        it out: their patches cover the input evenly.
+        """
+
     def __init__(
         self,
         *,
@@ -162,10 +206,11 @@ class PatchMaps(_message.Message):
         height: _builtins.int = ...,
         width: _builtins.int = ...,
         values: _builtins.bytes = ...,
+        grid: Global___PatchGrid | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grid", b"grid"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "height", b"height", "layer", b"layer", "rows", b"rows", "values", b"values", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "grid", b"grid", "height", b"height", "layer", b"layer", "rows", b"rows", "values", b"values", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -409,6 +454,36 @@ class GetImagesRequest(_message.Message):
 Global___GetImagesRequest: _TypeAlias = GetImagesRequest  # noqa: Y015
 
 @_typing.final
+class Rectangle(_message.Message):
+    """A rectangle in pixels of a picture, from its upper left corner; its edges may lie outside."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    X0_FIELD_NUMBER: _builtins.int
+    Y0_FIELD_NUMBER: _builtins.int
+    X1_FIELD_NUMBER: _builtins.int
+    Y1_FIELD_NUMBER: _builtins.int
+    x0: _builtins.float
+    y0: _builtins.float
+    x1: _builtins.float
+    y1: _builtins.float
+    def __init__(
+        self,
+        *,
+        x0: _builtins.float = ...,
+        y0: _builtins.float = ...,
+        x1: _builtins.float = ...,
+        y1: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["x0", b"x0", "x1", b"x1", "y0", b"y0", "y1", b"y1"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rectangle: _TypeAlias = Rectangle  # noqa: Y015
+
+@_typing.final
 class Image(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -418,6 +493,9 @@ class Image(_message.Message):
     VALID_FIELD_NUMBER: _builtins.int
     INVALID_REASON_FIELD_NUMBER: _builtins.int
     JPEG_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
     row: _builtins.int
     key: _builtins.str
     label: _builtins.str
@@ -426,6 +504,15 @@ class Image(_message.Message):
     invalid_reason: _builtins.str
     jpeg: _builtins.bytes
     """The picture as the model saw it (resized and cropped), as a JPEG; empty where none is stored."""
+    width: _builtins.int
+    """Pixels of the source picture, before any transform; 0 where it could not be read."""
+    height: _builtins.int
+    @_builtins.property
+    def view(self) -> Global___Rectangle:
+        """What of the source picture the whole of the model's input shows; beyond its edges where the
+        transform pads. Absent where the picture could not be read, or an old index does not tell.
+        """
+
     def __init__(
         self,
         *,
@@ -435,10 +522,13 @@ class Image(_message.Message):
         valid: _builtins.bool = ...,
         invalid_reason: _builtins.str = ...,
         jpeg: _builtins.bytes = ...,
+        width: _builtins.int = ...,
+        height: _builtins.int = ...,
+        view: Global___Rectangle | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_label", b"_label", "label", b"label"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_label", b"_label", "label", b"label", "view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_label", b"_label", "invalid_reason", b"invalid_reason", "jpeg", b"jpeg", "key", b"key", "label", b"label", "row", b"row", "valid", b"valid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_label", b"_label", "height", b"height", "invalid_reason", b"invalid_reason", "jpeg", b"jpeg", "key", b"key", "label", b"label", "row", b"row", "valid", b"valid", "view", b"view", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__label: _TypeAlias = _typing.Literal["label"]  # noqa: Y015
     _WhichOneofArgType__label: _TypeAlias = _typing.Literal["_label", b"_label"]  # noqa: Y015

@@ -9,6 +9,7 @@ import numpy as np
 from vitscope.server.errors import InvalidArgumentError
 from vitscope.server.queries import Maps, Ranking
 from vitscope.store.generation import Generation
+from vitscope.store.geometry import Rectangle
 from vitscope.store.manifest import LayerRecord, Pooling
 from vitscope.v1 import index_pb2, query_pb2
 
@@ -67,7 +68,13 @@ def _layer_to(layer: LayerRecord) -> index_pb2.Layer:
         depth=layer.depth,
         channels=layer.channels,
         tokens=index_pb2.TokenLayout(
-            prefix=layer.tokens.prefix, height=layer.tokens.height, width=layer.tokens.width
+            prefix=layer.tokens.prefix,
+            height=layer.tokens.height,
+            width=layer.tokens.width,
+            cell_height=layer.tokens.cell_height,
+            cell_width=layer.tokens.cell_width,
+            top=layer.tokens.top,
+            left=layer.tokens.left,
         ),
         poolings=[pooling_to(pooling) for pooling in layer.poolings],
         maps_per_channel=layer.top_k,
@@ -83,8 +90,10 @@ def ranking_to(generation: Generation, ranking: Ranking) -> list[query_pb2.Score
     ]
 
 
-def maps_to(maps: Maps) -> query_pb2.PatchMaps:
-    """Patch maps of a layer."""
+def maps_to(generation: Generation, maps: Maps) -> query_pb2.PatchMaps:
+    """Patch maps of a layer, and where their patches lie."""
+    tokens = generation.layer(maps.layer).tokens
+    height, width = generation.manifest.model.input_size
     return query_pb2.PatchMaps(
         layer=maps.layer,
         rows=maps.rows,
@@ -92,6 +101,14 @@ def maps_to(maps: Maps) -> query_pb2.PatchMaps:
         height=maps.values.shape[1],
         width=maps.values.shape[2],
         values=np.ascontiguousarray(maps.values, dtype="<f2").tobytes(),
+        grid=query_pb2.PatchGrid(
+            input_height=height,
+            input_width=width,
+            cell_height=tokens.cell_height,
+            cell_width=tokens.cell_width,
+            top=tokens.top,
+            left=tokens.left,
+        ),
     )
 
 
@@ -108,6 +125,9 @@ def images_to(generation: Generation, rows: Sequence[int]) -> Iterator[query_pb2
             valid=record.valid,
             invalid_reason=record.reason,
             jpeg=generation.thumbnail(row),
+            width=record.width,
+            height=record.height,
+            view=_rectangle_to(record.view),
         )
         batch.append(image)
         size += len(image.jpeg)
@@ -116,3 +136,10 @@ def images_to(generation: Generation, rows: Sequence[int]) -> Iterator[query_pb2
             batch, size = [], 0
     if batch:
         yield query_pb2.GetImagesResponse(generation=generation.name, images=batch)
+
+
+def _rectangle_to(rectangle: Rectangle | None) -> query_pb2.Rectangle | None:
+    if rectangle is None:
+        return None
+    x0, y0, x1, y1 = rectangle
+    return query_pb2.Rectangle(x0=x0, y0=y0, x1=x1, y1=y1)

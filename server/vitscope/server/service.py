@@ -81,14 +81,16 @@ class ActivationService(service_pb2_grpc.ActivationServiceServicer):
         )
         if request.include_maps:
             maps = queries.top_maps(generation, *channel, ranking)
-            reply.maps.CopyFrom(convert.maps_to(maps))
+            reply.maps.CopyFrom(convert.maps_to(generation, maps))
         return reply
 
     def _patch_maps(self, request: pb.GetPatchMapsRequest) -> list[pb.GetPatchMapsResponse]:
         generation = queries.find_index(self._generations, request.index)
         selectors = [queries.Selector(m.layer, m.channel, m.row) for m in request.maps]
         return [
-            pb.GetPatchMapsResponse(generation=generation.name, maps=convert.maps_to(maps))
+            pb.GetPatchMapsResponse(
+                generation=generation.name, maps=convert.maps_to(generation, maps)
+            )
             for maps in queries.patch_maps(generation, selectors)
         ]
 

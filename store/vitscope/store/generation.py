@@ -97,10 +97,13 @@ class Generation:
         file = _open_manifest(path)
         weakref.finalize(self, file.close)
         self.manifest = _parse_manifest(file.read(), path.name)
-        # A lost array must not read as a picture without boxes: the manifest knows.
+        # A lost array must not read as a picture without boxes or view: the manifest knows.
         has_boxes = layout.BOX_EDGES in self.manifest.files
+        has_views = layout.VIEWS in self.manifest.files
         self._files = PublishedFiles(path, self.manifest.files)
-        self.rows = RowTable(layout.rows_path(path), self._files.open, has_boxes=has_boxes)
+        self.rows = RowTable(
+            layout.rows_path(path), self._files.open, has_boxes=has_boxes, has_views=has_views
+        )
         self._layers = {layer.name: layer for layer in self.manifest.layers}
         self._arrays: dict[tuple[str, str], SealedArray] = {}
         self._neighbours: dict[str, Neighbours] = {}

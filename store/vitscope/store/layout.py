@@ -26,6 +26,8 @@ ARRAYS = "arrays.zarr"
 SEALS = "seals"
 BOX_EDGES = f"{ARRAYS}/rows/box_edge/zarr.json"
 """Metadata of an array that is there where any row has a box."""
+VIEWS = f"{ARRAYS}/rows/view/zarr.json"
+"""Metadata of an array that indexes of format version 1 do not have."""
 
 CORRELATION = "correlation_mean"
 """Array of the correlation between the channels of a layer, by mean-pooled score."""

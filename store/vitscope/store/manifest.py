@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
@@ -154,13 +155,22 @@ class Manifest:
         try:
             body = json.loads(data)
             name, version = (body.pop("format"), body.pop("format_version"))
-            if name != FORMAT or version not in READABLE_VERSIONS:
+            # JSON's true and 1.0 would equal the number.
+            known = type(version) is int and version in READABLE_VERSIONS
+            if name != FORMAT or not known:
                 raise UnsupportedFormatError(
                     f"The index has format {name!r} version {version!r}; this vitscope reads "
                     f"{FORMAT!r} version {' and '.join(map(str, READABLE_VERSIONS))}."
                 )
             return _manifest(body, version)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (
+            ValueError,
+            ArithmeticError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             raise DamagedIndexError("The manifest is not readable as one.") from error
 
 
@@ -183,4 +193,7 @@ def _layer(layer: dict[str, Any], even_over: tuple[int, int] | None) -> LayerRec
         layout = TokenLayout.even(**tokens, input_size=even_over)
     else:
         layout = TokenLayout(**tokens)
+        place = (layout.cell_height, layout.cell_width, layout.top, layout.left)
+        if not all(map(math.isfinite, place)) or min(place[:2]) <= 0:
+            raise ValueError("patches have no place in the input")
     return LayerRecord(tokens=layout, poolings=poolings, **layer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +23,9 @@ from vitscope.store.columns import (
     Opener,
     StoredBytes,
 )
+from vitscope.store.geometry import Rectangle
+
+_VIEWS_PER_CHUNK = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,10 @@ class RowRecord:
     height: int
     boxes: tuple[Box, ...] = ()
     """Labelled rectangles in the source image, where its source gives any."""
+    view: Rectangle | None = None
+    """What of the source image the model's input shows: x0, y0, x1, y1 in pixels of it, float32
+    values; beyond its edges where the transform pads. None where the image is invalid, and in
+    indexes of format version 1."""
 
     def __str__(self) -> str:
         """A line for people; keys come from file names and may hold anything."""
@@ -60,12 +68,15 @@ class RowTable:
         opener: Opener = open_array,
         *,
         has_boxes: bool | None = None,
+        has_views: bool | None = None,
     ) -> None:
-        """Read the table at `path`; without `has_boxes`, the folder says whether it keeps boxes."""
+        """Read the table at `path`; where it is not said what it keeps, the folder says so."""
         self._path = path
         self._open = opener
         kept = (path / "box_edge").exists() if has_boxes is None else has_boxes
         self._boxes = BoxTable(path, opener) if kept else None
+        self.has_views = (path / "view").exists() if has_views is None else has_views
+        """Whether it is known what of each image the model saw: not in format version 1."""
 
     @cached_property
     def valid(self) -> npt.NDArray[np.bool_]:
@@ -114,11 +125,19 @@ class RowTable:
             width=int(self.sizes[row, 0]),
             height=int(self.sizes[row, 1]),
             boxes=self.boxes(row),
+            view=self.view(row),
         )
 
     def boxes(self, row: int) -> tuple[Box, ...]:
         """Labelled rectangles in the source image, in pixels of it; empty where none are known."""
         return self._boxes.of(row) if self._boxes else ()
+
+    def view(self, row: int) -> Rectangle | None:
+        """What of the source image the model's input shows, as in `RowRecord.view`."""
+        if not self.has_views:
+            return None
+        x0, y0, x1, y1 = self._views.read(row).tolist()
+        return None if math.isnan(x0) else (x0, y0, x1, y1)
 
     def thumbnail(self, row: int) -> bytes:
         """The picture as the model saw it, as a JPEG; empty for an invalid image.
@@ -143,6 +162,10 @@ class RowTable:
     @cached_property
     def _digests(self) -> Readable:
         return self._open(self._path / "sha256")
+
+    @cached_property
+    def _views(self) -> Readable:
+        return self._open(self._path / "view")
 
     @cached_property
     def _lengths(self) -> npt.NDArray[np.int64]:
@@ -213,6 +236,8 @@ class _Columns:
         }
         spec = leading_spec("uint8", (rows, 32), ("row", "digest"), 1024)
         self._digests = Appender(path / "sha256", spec)
+        spec = leading_spec("float32", (rows, 4), ("row", "corner"), _VIEWS_PER_CHUNK)
+        self._views = Appender(path / "view", spec)
         self._keys = ByteColumn(path, "key", rows, survey.key_bytes)
         self._reasons = ByteColumn(path, "reason", rows, survey.reason_bytes)
         self._boxes: BoxWriter | None = None
@@ -225,13 +250,15 @@ class _Columns:
             column.append(np.array([getattr(record, name) for record in part], np.int64))
         digests = b"".join(bytes.fromhex(record.sha256 or "00" * 32) for record in part)
         self._digests.append(np.frombuffer(digests, np.uint8).reshape(-1, 32))
+        views = [record.view or (np.nan,) * 4 for record in part]
+        self._views.append(np.array(views, np.float32).reshape(-1, 4))
         self._keys.append([record.key.encode() for record in part])
         self._reasons.append([record.reason.encode() for record in part])
         if self._boxes:
             self._boxes.append([record.boxes for record in part])
 
     def close(self) -> None:
-        for number in (self._label, self._digests, *self._numbers.values()):
+        for number in (self._label, self._digests, self._views, *self._numbers.values()):
             number.close()
         for column in (self._keys, self._reasons):
             column.close()

@@ -22,6 +22,7 @@ def top_images_section(client: Client, index: str, top: TopImages) -> Section:
             patch_map=maps.get(image.row),
             heading=f"{rank}  {display_name(image)}",
             detail=f"{top.pooling} {image.score:.4g} · row {image.row}",
+            grid=top.maps.grid if top.maps else None,
         )
         for rank, image in enumerate(top.images, 1)
     ]
@@ -38,6 +39,7 @@ def patch_map_section(client: Client, index: str, answer: PatchMap) -> Section:
         patch_map=answer.values,
         heading=display_name(image),
         detail=f"highest {finite.max():.4g} · row {answer.row}" if finite.size else "",
+        grid=answer.grid,
     )
     title = f"{answer.layer} · channel {answer.channel} · row {answer.row}"
     return Section(title, [cell], note=_note(client, index, answer.generation))

@@ -52,6 +52,9 @@ def _described(image: Image, file: Path | None) -> dict[str, object]:
         "label": image.label,
         "valid": image.valid,
         "invalid_reason": image.invalid_reason,
+        "width": image.width,
+        "height": image.height,
+        "view": image.view,
         "file": None if file is None else str(file),
     }
 

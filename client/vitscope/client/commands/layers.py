@@ -39,11 +39,13 @@ def description(index: Index) -> str:
             layer.name,
             layer.channels,
             f"{layer.tokens.height} x {layer.tokens.width}",
+            f"{layer.tokens.cell_height:.4g} x {layer.tokens.cell_width:.4g}",
             " ".join(layer.tokens.prefix) or "-",
             " ".join(layer.poolings),
             layer.maps_per_channel,
         )
         for layer in index.layers
     ]
-    headings = ["depth", "layer", "channels", "patches", "prefix", "poolings", "maps per channel"]
+    headings = ["depth", "layer", "channels", "patches", "px per patch", "prefix"]
+    headings += ["poolings", "maps per channel"]
     return "\n".join([*map(printable, lines), table(headings, rows)])

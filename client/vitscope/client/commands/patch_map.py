@@ -1,6 +1,7 @@
 """Show where in an image a channel is active."""
 
 import argparse
+from dataclasses import asdict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
                 "row": answer.row,
                 "height": height,
                 "width": width,
+                "grid": None if answer.grid is None else asdict(answer.grid),
                 "values": answer.values.tolist(),
             }
         )

@@ -1,8 +1,9 @@
 """Pictures of answers: a patch map over its image, and sheets of many.
 
 picture = decode(image.jpeg)
-overlay(picture, maps.values[0], top=float(maps.values.max()))  # HWC uint8
-contact_sheet("blocks.5.mlp · channel 7", [Cell(picture, maps.values[0], "1  fox", "9.41")])
+overlay(picture, maps.values[0], top=float(maps.values.max()), grid=maps.grid)  # HWC uint8
+cell = Cell(picture, maps.values[0], "1  fox", "9.41", maps.grid)
+contact_sheet("blocks.5.mlp · channel 7", [cell])
 """
 
 from vitscope.client.pictures.files import decode, save_png

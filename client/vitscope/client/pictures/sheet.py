@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from vitscope.client.pictures.overlay import overlay
+from vitscope.client.results import PatchGrid
 from vitscope.client.text import drawable, shortened
 
 INK, QUIET, RULE, BLANK, PAPER = "#1c1c1e", "#6b6b70", "#dcdce0", "#ededf0", "#ffffff"
@@ -36,6 +37,8 @@ class Cell:
     """First line of the caption, such as the rank and the label."""
     detail: str
     """Second line, such as the score and the row."""
+    grid: PatchGrid | None = None
+    """Where the patches lie in the model's input; evenly over the picture where not given."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -221,7 +224,9 @@ def _draw_cell(
         if cell.patch_map is None:
             _draw_blank(draw, beside, grid.tile, "no map kept")
         else:
-            _paste(sheet, overlay(shown, cell.patch_map, top=top), beside, grid.tile)
+            _paste(
+                sheet, overlay(shown, cell.patch_map, top=top, grid=cell.grid), beside, grid.tile
+            )
     detail = cell.detail
     if grid.paired and cell.patch_map is None:
         detail += " · no map kept"
