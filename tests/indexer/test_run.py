@@ -139,6 +139,8 @@ def test_bad_files_are_listed_and_the_run_goes_on(
         assert name in listed
 
 
+NO_POOLING = "--poolings names 'median', which is no pooling; choose from mean, max, cls."
+NO_CLASS = "--poolings names 'cls', but the model has no class token; it can have mean, max."
 WRONG = [
     # arguments after the model, a word of the sentence
     (["--model", "no_such_vit"], "knows no model"),
@@ -156,6 +158,10 @@ WRONG = [
     (["--model", "test_vit", "--thumbnail-size", "-1"], "--thumbnail-size"),
     (["--model", "test_vit", "--dtype", "int8"], "--dtype must be one of"),
     (["--model", "test_vit", "--device", "abacus"], "cannot be used here"),
+    (["--model", "test_vit", "--poolings", "mean,median"], NO_POOLING),
+    (["--model", "test_vit", "--poolings", "median"], NO_POOLING),
+    (["--model", "test_vit", "--poolings", "max"], "must have mean among them"),
+    (["--model", "test_vit2", "--poolings", "mean,cls"], NO_CLASS),
 ]
 
 

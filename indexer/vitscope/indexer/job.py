@@ -20,7 +20,7 @@ from vitscope.indexer.sources import Source, open_source
 from vitscope.indexer.work import recorded_plan
 from vitscope.store import layout
 from vitscope.store.generation import Generation, open_generation
-from vitscope.store.manifest import POOLINGS, LayerRecord, ModelRecord, Pooling
+from vitscope.store.manifest import LayerRecord, ModelRecord, Pooling
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +140,10 @@ def _poolings(options: Options, layer: CapturedLayer) -> tuple[Pooling, ...]:
     possible = layer.tokens.poolings
     for name in options.poolings:
         if name not in possible:
-            known = ", ".join(possible)
-            why = "has no class token" if name in POOLINGS else "has no such pooling"
-            raise IndexingError(f"--poolings names {name!r}, but the model {why}; it has {known}.")
+            raise IndexingError(
+                f"--poolings names {name!r}, but the model has no class token; it can have "
+                f"{', '.join(possible)}."
+            )
     return tuple(each for each in possible if not options.poolings or each in options.poolings)
 
 
