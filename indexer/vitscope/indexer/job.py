@@ -43,11 +43,11 @@ def prepare(options: Options, worker: int = 0) -> Job:
     """
     recorded = recorded_plan(options.out)
     base = _base(options, recorded)
+    if base:
+        base.check_model(options.model)
     source = open_source(
         options.data, limit=options.limit, split=options.split, boxes=options.boxes
     )
-    if base:
-        source = base.new_pictures(source)
     device = _device(options, worker)
     threads = _threads(options, device, recorded, base)
     if threads:
@@ -62,7 +62,10 @@ def prepare(options: Options, worker: int = 0) -> Job:
     layers = find_layers(model.module, model.name, model.input_size)
     plan = _plan(options, source, model, layers, base, threads)
     if base:
+        # First, since to find what is new is to read all pictures, and it may be nothing.
         base.check(plan)
+        source = base.new_pictures(source)
+        plan = _plan(options, source, model, layers, base, threads)
     return Job(source, model, layers, base, device, plan)
 
 

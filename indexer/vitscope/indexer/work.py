@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vitscope.indexer.differences import differences
 from vitscope.indexer.errors import OutputError
-from vitscope.indexer.plan import Plan, Unit, differences
+from vitscope.indexer.plan import Plan, Unit
 from vitscope.indexer.topk import Candidates
 from vitscope.store import layout
 from vitscope.store.boxes import Box
@@ -122,10 +123,10 @@ class Work:
         path = self.path / _PLAN
         mine = self.plan.to_json()
         if path.exists():
-            if fields := differences(mine, path.read_bytes()):
+            if others := differences(mine, path.read_bytes()):
                 raise OutputError(
-                    f"{self.index} holds an unfinished run that differs in {', '.join(fields)}; "
-                    "run its own command again to finish it, or give another folder with --out."
+                    f"{self.index} holds an unfinished run with {', '.join(others)}; run its own "
+                    "command again to finish it, or give another folder with --out."
                 )
         else:
             self.path.mkdir(exist_ok=True)
