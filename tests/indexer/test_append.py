@@ -110,8 +110,8 @@ def test_a_folder_that_grew_adds_what_is_new(
     capsys.readouterr()
     index(replace(base, append=True))
     said = capsys.readouterr().err
-    assert "8 pictures are in the index already and are passed over." in said
-    assert "1 new pictures have the name of another" in said
+    assert "Passed over: 8 pictures that the index has already." in said
+    assert "Renamed: 1 new picture with the name of another" in said
     rows = open_generation(tmp_path / "index").rows
     assert [rows.key(row) for row in (9, 10)] == ["0005.jpg", "003.jpg#2"]
     with pytest.raises(NothingNewError):

@@ -47,6 +47,18 @@ def test_indexes_and_says_what_it_made(
     assert main(["verify", "--deep", str(tmp_path / "index")]) == 0
 
 
+def test_one_picture_is_no_plural(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "index"
+    write_pictures(tmp_path / "pictures", 1)
+    line = [*INDEX, "--threads", "1", "--data", str(tmp_path / "pictures"), "--out", str(out)]
+    assert main(line) == 0
+    assert main(["info", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert ": 1 image, 6 layers, " in said
+    assert "units       1 image, 1 thread fixed, pictures of 256 pixels" in said
+    assert " 1 images" not in said
+
+
 def test_equal_runs_give_equal_bytes(pictures: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         assert main(small(pictures, tmp_path / name)) == 0

@@ -80,7 +80,9 @@ def test_the_order_of_the_units_changes_nothing(
     assert files_of(tmp_path / "index") == whole
 
 
-def half_done(pictures: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def half_done(
+    pictures: Path, out: Path, monkeypatch: pytest.MonkeyPatch, limit: int | None = None
+) -> Path:
     """A run that ended before its merge; gives the working folder."""
     with monkeypatch.context() as patch:
 
@@ -89,7 +91,7 @@ def half_done(pictures: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
         patch.setattr("vitscope.indexer.run.merge", stop)
         with pytest.raises(KeyboardInterrupt):
-            index(options(pictures, out))
+            index(replace(options(pictures, out), limit=limit))
     return out / "building"
 
 
@@ -248,6 +250,18 @@ def test_other_options_are_refused_by_name(
             f"{out} holds an unfinished run with {said}; run its own command again to finish it, "
             "or give another folder with --out."
         )
+
+
+def test_a_unit_of_one_row_is_told_as_one(
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    building = half_done(pictures, tmp_path / "index", monkeypatch, limit=5)
+    (building / "units" / "000001" / "rows.json").unlink()
+    index(replace(options(pictures, tmp_path / "index"), limit=5))
+    assert "Row 4 is indexed again: " in capsys.readouterr().err
 
 
 def test_a_damaged_plan_is_one_sentence(

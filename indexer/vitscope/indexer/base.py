@@ -20,6 +20,7 @@ from vitscope.store import layout
 from vitscope.store.generation import Generation
 from vitscope.store.manifest import LayerRecord, Pooling
 from vitscope.store.rows import RowRecord
+from vitscope.store.text import counted
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -173,9 +174,9 @@ class Base:
 
 def _notices(passed_over: int, renamed: int) -> Iterator[str]:
     if passed_over:
-        yield f"{passed_over:,} pictures are in the index already and are passed over."
+        yield f"Passed over: {counted(passed_over, 'picture')} that the index has already."
     if renamed:
         yield (
-            f"{renamed:,} new pictures have the name of another in the index; theirs get a number "
-            "behind it, as in a.jpg#2."
+            f"Renamed: {counted(renamed, 'new picture')} with the name of another in the index, "
+            "by a number behind it, as in a.jpg#2."
         )

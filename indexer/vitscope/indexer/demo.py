@@ -25,6 +25,7 @@ from vitscope.store import layout
 from vitscope.store.arrays import open_array
 from vitscope.store.generation import Generation, open_generation
 from vitscope.store.manifest import Pooling
+from vitscope.store.text import counted
 
 COUNT = 2_000
 _POOLING: Pooling = "max"
@@ -224,7 +225,7 @@ def _report(
     size = sum(record.bytes for record in generation.manifest.files.values())
     print(
         f"4. Held against the truth: generation {generation.name}, "
-        f"{generation.manifest.valid_rows:,} images, {size / 1e6:,.0f} MB\n"
+        f"{counted(generation.manifest.valid_rows, 'image')}, {size / 1e6:,.0f} MB\n"
         f"   {'layer':<13} {'channel':>7}  {'most selective for':<22} {'d′':>4}  "
         f"{'of that class':>13}  {'activation in the box':>21}  {'box of picture':>14}"
     )

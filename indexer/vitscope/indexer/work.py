@@ -145,7 +145,7 @@ class Work:
         for unit, why in zip(units, wrong, strict=True):
             if why:
                 self._receipt(unit).unlink()
-                notices.append(f"Rows {unit.start} to {unit.stop - 1} are indexed again: {why}.")
+                notices.append(f"{_rows(unit)} indexed again: {why}.")
         return [unit for unit, why in zip(units, wrong, strict=True) if not why], notices
 
     def _wrong(self, unit: Unit) -> str:
@@ -283,6 +283,11 @@ class Work:
 
     def _receipt(self, unit: Unit) -> Path:
         return self.path / "units" / f"{unit.name}.json"
+
+
+def _rows(unit: Unit) -> str:
+    last = unit.stop - 1
+    return f"Row {last} is" if unit.start == last else f"Rows {unit.start} to {last} are"
 
 
 def _record(row: dict[str, Any]) -> RowRecord:
