@@ -18,6 +18,7 @@ import numpy.typing as npt
 from vitscope.indexer.errors import OutputError
 from vitscope.indexer.model import Weights, load_model
 from vitscope.indexer.progress import Progress
+from vitscope.indexer.refusals import telling
 from vitscope.indexer.scenes import SceneTruth, read_truth, write_scenes
 from vitscope.indexer.scenes.model import MODEL_NAME
 from vitscope.indexer.sources import open_source
@@ -146,7 +147,10 @@ def _draw(folder: Path, count: int) -> tuple[SceneTruth, ...]:
     print(f"1. Drawing {count:,} scenes (objects of known class and place) …", flush=True)
     progress = Progress("scenes", count)
     try:
-        write_scenes(folder, count, progress=lambda done: progress.advance(done - progress.done))
+        with telling(folder):
+            write_scenes(
+                folder, count, progress=lambda done: progress.advance(done - progress.done)
+            )
     except ValueError as error:
         raise OutputError(f"{error}; give another folder with --out.") from None
     print(f"   {time.monotonic() - start:.1f} s, in {folder}", flush=True)

@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -229,7 +230,8 @@ class Work:
         for part, values in (("keys", found.keys), ("maps", found.maps)):
             path = folder / f"{layer.name}.{pooling}.{part}.npy"
             with path.open("wb") as file:
-                np.save(file, values)
+                # Into a file that it knows, NumPy writes by itself and loses the disk's reason.
+                np.save(cast(BinaryIO, SimpleNamespace(write=file.write)), values)
                 file.flush()
                 os.fsync(file.fileno())
 

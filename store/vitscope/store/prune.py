@@ -57,7 +57,8 @@ def prune(index: Path, *, keep: int = 0, dry_run: bool = False) -> Pruned:
         return _prune(index, current, keep=keep, dry_run=dry_run)
     except OSError as error:
         raise NotWrittenError(
-            f"{index} cannot be pruned: {error.strerror} ({error.filename})."
+            f"{index} cannot be pruned: {error.strerror} ({error.filename or index}); mend that "
+            "and prune it again."
         ) from error
 
 
