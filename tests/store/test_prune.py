@@ -271,7 +271,7 @@ def test_a_file_system_without_locks_is_said_and_all_stay(index: Path, number: i
         capture_output=True,
         text=True,
     )
-    assert (done.returncode, done.stdout) == (3, "")
+    assert (done.returncode, done.stdout) == (4, "")
     assert done.stderr == (
         f"vitscope: The file system of {index / 'lock'} has no locks ({os.strerror(number)}), "
         "which keep the writers and readers of an index apart; mount it with locks, or keep the "

@@ -33,8 +33,6 @@ class BusyIndexError(StoreError):
 class NoLocksError(StoreError):
     """The file system cannot keep writers and readers of the index apart."""
 
-    exit_code = 3
-
 
 @contextmanager
 def writing(index: Path) -> Iterator[int]:
