@@ -8,6 +8,7 @@ killed, alone or with all that it started, and may spawn processes itself.
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import importlib
 import json
@@ -45,7 +46,9 @@ class Fault:
     kind: str
     """A key of `seccomp.KINDS`."""
     after: float
-    """Seconds from the child's start."""
+    """Seconds from the child's start; 0 for all of its life."""
+    error: int = errno.EIO
+    """What they say."""
 
 
 class Child:
@@ -123,7 +126,7 @@ class Children:
         """Run `vitscope` with these arguments."""
         folder = Path(self._scratch.name) / str(len(self._started))
         folder.mkdir()
-        hurt = fault and [fault.kind, fault.after]
+        hurt = fault and [fault.kind, fault.after, fault.error]
         pid = self.ask(do="start", arguments=list(arguments), folder=str(folder), fault=hurt)
         self._started.append(Child(self, pid, folder))
         return self._started[-1]
@@ -190,7 +193,7 @@ def _serve() -> None:
     os._exit(0)
 
 
-def _start(arguments: list[str], folder: str, fault: tuple[str, float] | None) -> int:
+def _start(arguments: list[str], folder: str, fault: tuple[str, float, int] | None) -> int:
     if pid := os.fork():
         return pid
     os.setsid()
@@ -199,7 +202,10 @@ def _start(arguments: list[str], folder: str, fault: tuple[str, float] | None) -
         os.dup2(os.open(name, modes[number], 0o644), number)
     os.closerange(3, 64)
     if fault:
-        threading.Thread(target=_hurt, args=fault, daemon=True).start()
+        hurting = threading.Thread(target=_hurt, args=fault, daemon=True)
+        hurting.start()
+        if fault[1] == 0:
+            hurting.join()
     from vitscope.client.cli import main
 
     try:
@@ -213,10 +219,10 @@ def _start(arguments: list[str], folder: str, fault: tuple[str, float] | None) -
     os._exit(code)
 
 
-def _hurt(kind: str, after: float) -> None:
+def _hurt(kind: str, after: float, error: int) -> None:
     import seccomp
 
-    filters = seccomp.program(kind)
+    filters = seccomp.program(kind, error)
     time.sleep(after)
     seccomp.install(filters)
 

@@ -1,4 +1,4 @@
-"""Folders and files that this process may not read, also where it is root's."""
+"""Folders and files that this process may not read or write, also where it is root's."""
 
 from __future__ import annotations
 
@@ -20,10 +20,8 @@ def public_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Without any permission on `path`, for a user who has no way around that."""
-    mode = path.stat().st_mode
-    path.chmod(0)
+def powerless() -> Iterator[None]:
+    """As a user whom permissions bind."""
     root = os.geteuid() == 0
     if root:
         os.seteuid(_NOBODY)
@@ -32,4 +30,23 @@ def locked(path: Path) -> Iterator[None]:
     finally:
         if root:
             os.seteuid(0)
-        path.chmod(mode)
+
+
+@contextmanager
+def locked(path: Path, mode: int = 0) -> Iterator[None]:
+    """With no more than the permissions `mode` on `path`, as `powerless`."""
+    before = path.stat().st_mode
+    path.chmod(mode)
+    try:
+        with powerless():
+            yield
+    finally:
+        path.chmod(before)
+
+
+def give_away(folder: Path) -> Path:
+    """Make `folder` and all in it the property of the user that `powerless` is; gives it back."""
+    if os.geteuid() == 0:
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, _NOBODY, _NOBODY)
+    return folder

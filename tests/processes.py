@@ -64,3 +64,6 @@ file = open(sys.argv[1], "rb")
 fcntl.flock(file, fcntl.LOCK_SH)
 """
 """Holds a shared lock on the file that is its argument, as a reader of a generation does."""
+
+NFS_READER = READER.replace("flock", "lockf")
+"""The same over NFS, whose client makes a lock on the bytes of the file of it."""

@@ -1,4 +1,4 @@
-"""Makes system calls of this process fail with EIO, as a dying disk does.
+"""Makes system calls of this process fail, with EIO as on a dying disk where nothing else is said.
 
 A seccomp filter is the kernel's own: it holds for Python and for the threads of C++ libraries
 alike, and cannot be taken off again.
@@ -37,6 +37,7 @@ _MACHINES = {
             "fsync": 74,
             "fdatasync": 75,
             "ftruncate": 77,
+            "flock": 73,
             "rename": 82,
             "renameat": 264,
             "renameat2": 316,
@@ -47,7 +48,14 @@ _MACHINES = {
     "aarch64": _Numbers(
         0xC00000B7,
         277,
-        {"fsync": 82, "fdatasync": 83, "ftruncate": 46, "renameat": 38, "renameat2": 276},
+        {
+            "fsync": 82,
+            "fdatasync": 83,
+            "ftruncate": 46,
+            "flock": 32,
+            "renameat": 38,
+            "renameat2": 276,
+        },
         (64, 66, 68, 70, 287),
         56,
     ),
@@ -65,7 +73,8 @@ KINDS = {
 # linux/filter.h: load a word, jump if equal, greater or a bit is set, return.
 _LOAD, _EQUAL, _GREATER, _BITS, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
 _ALLOW = 0x7FFF0000
-_FAIL = 0x00050000 | errno.EIO
+_FAIL = 0x00050000
+"""With the error's number in the low half."""
 _NR, _ARCH, _FIRST, _THIRD = 0, 4, 16, 32
 """Offsets in struct seccomp_data; the low halves of arguments, on little-endian machines."""
 
@@ -75,35 +84,38 @@ _SET_MODE_FILTER, _ALL_THREADS = 1, 1
 Instruction = tuple[int, int, int, int]
 
 
-def program(kind: str) -> list[Instruction]:
-    """The filter for one of `KINDS`; raises `KeyError` on a processor that is not known here."""
+def program(kind: str, error: int = errno.EIO) -> list[Instruction]:
+    """The filter for one of `KINDS`, or for one call, that gives the number `error`.
+
+    Raises `KeyError` on a processor that is not known here.
+    """
+    fail = (_RETURN, 0, 0, _FAIL | error)
     numbers = _MACHINES[platform.machine()]
     code: list[Instruction] = [
         (_LOAD, 0, 0, _ARCH),
         (_EQUAL, 1, 0, numbers.audit),
         (_RETURN, 0, 0, _ALLOW),
     ]
-    for call in KINDS[kind]:
+    for call in KINDS.get(kind, (kind,)):
         if call == "write":
             for number in numbers.writes:
-                code += _unless(number, _FIRST, _GREATER, 2)
+                code += [*_if(number, _FIRST, _GREATER, 2), fail]
         elif call == "create":
-            code += _unless(numbers.openat, _THIRD, _BITS, os.O_CREAT)
+            code += [*_if(numbers.openat, _THIRD, _BITS, os.O_CREAT), fail]
         else:
             for name, number in numbers.always.items():
                 if name.startswith(call):
-                    code += [(_LOAD, 0, 0, _NR), (_EQUAL, 0, 1, number), (_RETURN, 0, 0, _FAIL)]
+                    code += [(_LOAD, 0, 0, _NR), (_EQUAL, 0, 1, number), fail]
     return [*code, (_RETURN, 0, 0, _ALLOW)]
 
 
-def _unless(number: int, argument: int, test: int, value: int) -> list[Instruction]:
-    """Fail the call where one of its arguments passes a test."""
+def _if(number: int, argument: int, test: int, value: int) -> list[Instruction]:
+    """Go on with the next instruction where an argument of the call passes a test, else skip it."""
     return [
         (_LOAD, 0, 0, _NR),
         (_EQUAL, 0, 3, number),
         (_LOAD, 0, 0, argument),
         (test, 0, 1, value),
-        (_RETURN, 0, 0, _FAIL),
     ]
 
 

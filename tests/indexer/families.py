@@ -104,6 +104,6 @@ def make(name: str, size: tuple[int, int]) -> nn.Module:
     """The model with random weights; tests leave it as it is."""
     torch.manual_seed(1)
     # TinyViT takes pictures of any size as it is.
-    sized = {} if name.startswith("tiny_vit") else {"img_size": size}
+    sized: dict[str, Any] = {} if name.startswith("tiny_vit") else {"img_size": size}
     model: Any = timm.create_model(name, num_classes=0, **sized)
     return model.eval()  # type: ignore[no-any-return]

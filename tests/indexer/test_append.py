@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,13 @@ from pathlib import Path
 import make_golden
 import numpy as np
 import pytest
+import timm
+import torch
 from pictures import BAD, jpeg, noise
 from runs import tiny
 
-from vitscope.indexer.errors import IndexingError, NothingNewError, OutputError
+from vitscope.indexer.errors import NothingNewError, OutputError
+from vitscope.indexer.model import Weights
 from vitscope.indexer.options import Options
 from vitscope.indexer.run import index
 from vitscope.store.generation import Generation, open_generation
@@ -108,8 +112,8 @@ def test_a_folder_that_grew_adds_what_is_new(
     capsys.readouterr()
     index(replace(base, append=True))
     said = capsys.readouterr().err
-    assert "8 pictures are in the index already and are passed over." in said
-    assert "1 new pictures have the name of another" in said
+    assert "Passed over: 8 pictures that the index has already." in said
+    assert "Renamed: 1 new picture with the name of another" in said
     rows = open_generation(tmp_path / "index").rows
     assert [rows.key(row) for row in (9, 10)] == ["0005.jpg", "003.jpg#2"]
     with pytest.raises(NothingNewError):
@@ -120,7 +124,7 @@ def test_an_append_that_was_cut_off_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = options(folder(tmp_path / "a", range(10)), tmp_path / "index")
-    index(base)
+    first = index(base)
     more = replace(base, data=folder(tmp_path / "b", range(10, 21)), append=True)
     places = ["run.run_here", "run.merge", "merge.publish", "work.Work.remove"]
     for place in places:
@@ -134,7 +138,7 @@ def test_an_append_that_was_cut_off_goes_on(
                 index(more)
         rows = open_generation(tmp_path / "index").manifest.rows
         assert rows == (21 if place == places[-1] else 10)
-    with pytest.raises(OutputError, match=r"differs in base"):
+    with pytest.raises(OutputError, match=rf"with --append to {first} \(not without it\)[,;]"):
         index(replace(more, append=False))
     name = index(more)
     assert name.startswith("000002-")
@@ -150,19 +154,7 @@ def test_wrong_uses_are_refused(tmp_path: Path) -> None:
         index(replace(base, append=True))
     index(base)
     more = replace(base, data=folder(tmp_path / "b", range(20, 23)), append=True)
-    for field, other in {
-        "layers.top_k": replace(more, top_k=4),
-        "layers.poolings": replace(more, poolings=("mean",)),
-        "model.input_size": replace(more, img_size=(48, 48)),
-        "batch_size": replace(more, batch_size=2),
-        "unit_rows": replace(more, unit_rows=8),
-        "thumbnail_size": replace(more, thumbnail_size=0),
-        "threads": replace(more, threads=2),
-    }.items():
-        with pytest.raises(IndexingError, match=rf"was made with another .*\b{field}\b"):
-            index(other)
-    with pytest.raises(OutputError, match=r"with the model test_vit, not test_vit2; make another"):
-        index(replace(more, model="test_vit2"))
+    assert_other_options_are_refused(more)
     with pytest.raises(OutputError, match="add pictures to it with --append"):
         index(replace(more, append=False))
     assert not (tmp_path / "index" / "building").exists()
@@ -175,6 +167,52 @@ def test_an_index_that_records_no_views_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"by an earlier vitscope.* index all pictures anew"):
         index(replace(options(pictures, tmp_path / "index"), append=True))
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def assert_other_options_are_refused(same: Options) -> None:
+    """The sentence has the option as it was typed, with both values, and nothing else."""
+    for said, other in {
+        "--model test_vit (not test_vit2); make another": replace(same, model="test_vit2"),
+        "--dtype float32 (not bfloat16);": replace(same, dtype="bfloat16"),
+        "--top-k 5 (not 4);": replace(same, top_k=4),
+        "--poolings mean,max,cls (not mean);": replace(same, poolings=("mean",)),
+        "--retain-all blocks.1.mlp (not all);": replace(same, retain_all=("all",)),
+        "--retain-prefix blocks.0.mlp (not none);": replace(same, retain_prefix=()),
+        "--img-size 32 (not 48);": replace(same, img_size=(48, 48)),
+        "--batch-size 1 (not 2);": replace(same, batch_size=2),
+        "--unit-rows 4 (not 8);": replace(same, unit_rows=8),
+        "--thumbnail-size 256 (not 0);": replace(same, thumbnail_size=0),
+        "--threads 1 (not 2);": replace(same, threads=2),
+    }.items():
+        with pytest.raises(OutputError, match=rf"was made with {re.escape(said)}"):
+            index(other)
+
+
+def test_options_are_compared_before_pictures(tmp_path: Path) -> None:
+    """Pictures that are all there do not hide that other scores were asked for."""
+    base = options(folder(tmp_path / "a", range(9)), tmp_path / "index")
+    index(base)
+    again = replace(base, append=True)
+    with pytest.raises(NothingNewError):
+        index(again)
+    assert_other_options_are_refused(again)
+    module = timm.create_model("test_vit", num_classes=0, img_size=32)
+    torch.save(module.state_dict(), tmp_path / "other.pth")
+    with pytest.raises(OutputError, match=r"weights from --random-weights \(not --checkpoint\);"):
+        index(replace(again, weights=Weights(tmp_path / "other.pth")))
+
+
+def test_other_weights_of_the_same_model_are_refused(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        module = timm.create_model("test_vit", num_classes=0, img_size=32)
+        torch.save(module.state_dict(), tmp_path / f"{name}.pth")
+    pictures = folder(tmp_path / "a", range(2))
+    base = replace(options(pictures, tmp_path / "index"), weights=Weights(tmp_path / "one.pth"))
+    index(base)
+    with pytest.raises(
+        OutputError, match=r"made with another --checkpoint \(or weights of the hub"
+    ):
+        index(replace(base, weights=Weights(tmp_path / "other.pth"), append=True))
 
 
 def test_a_first_index_smaller_than_a_unit_may_grow(tmp_path: Path) -> None:

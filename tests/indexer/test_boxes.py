@@ -83,7 +83,7 @@ def test_swapped_corners_are_put_right_and_empty_boxes_said(tmp_path: Path) -> N
     source = open_source(pictures, boxes=annotate(tmp_path, "n00_0", text))
     assert source.rows[0].boxes.boxes == (Box("a", 3, 4, 50, 60),)
     [notice] = source.notices
-    assert notice.startswith("Left out: 1 boxes that are empty, the first in ")
+    assert notice.startswith("Left out (1): boxes that are empty, the first in ")
     assert notice.endswith("n00_0.xml.")
 
 

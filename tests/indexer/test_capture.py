@@ -1,129 +1,127 @@
-"""What is captured is the input of fc2, token by token."""
+"""Which models are taken, which are refused and why, and what capturing leaves behind."""
 
 from __future__ import annotations
-
-from functools import lru_cache
-from pathlib import Path
 
 import pytest
 import timm
 import torch
 from torch import nn
 
-from vitscope.indexer.capture import capture, find_layers
+from vitscope.indexer.capture import capture
 from vitscope.indexer.errors import ModelError
-
-PLAIN = [
-    # name, side, prefix, grid, hidden width
-    ("vit_tiny_patch16_224", 64, ("cls",), (4, 4), 768),
-    ("deit_tiny_patch16_224", 64, ("cls",), (4, 4), 768),
-    ("deit_tiny_distilled_patch16_224", 64, ("cls", "dist"), (4, 4), 768),
-    ("deit3_small_patch16_224", 64, ("cls",), (4, 4), 1536),
-    ("vit_base_patch32_clip_quickgelu_224", 64, ("cls",), (2, 2), 3072),
-    ("vit_small_patch14_reg4_dinov2", 56, ("cls", "reg", "reg", "reg", "reg"), (4, 4), 1536),
-    ("vit_medium_patch16_reg1_gap_256", 64, ("reg",), (4, 4), 2048),
-    ("vit_base_patch32_siglip_256", 64, (), (2, 2), 3072),
-    ("vit_scenes_patch8_96", 96, ("cls",), (12, 12), 512),
-    ("test_vit", 160, ("cls",), (10, 10), None),
-]
+from vitscope.indexer.layers import declared_layers, find_layers
 
 
-@lru_cache(maxsize=1)
-def make(name: str, side: int) -> nn.Module:
-    import vitscope.indexer.scenes.model  # noqa: F401
-
+def make(name: str, **arguments: object) -> nn.Module:
     torch.manual_seed(1)
-    model: nn.Module = timm.create_model(name, num_classes=0, img_size=side)
+    model: nn.Module = timm.create_model(name, num_classes=0, **arguments)  # type: ignore[arg-type]
     return model.eval()
 
 
-@pytest.mark.parametrize(("name", "side", "prefix", "grid", "width"), PLAIN)
-def test_layers_and_layout(
-    name: str, side: int, prefix: tuple[str, ...], grid: tuple[int, int], width: int | None
-) -> None:
-    model = make(name, side)
-    layers = find_layers(model, name, (side, side))
-    assert [layer.name for layer in layers] == [
-        f"blocks.{number}.mlp"
-        for number in range(len(model.blocks))  # type: ignore[arg-type]
-    ]
-    for layer in layers:
-        assert layer.tokens.prefix == prefix
-        assert (layer.tokens.height, layer.tokens.width) == grid
-        assert width is None or layer.channels == width
-
-
-@pytest.mark.parametrize(("name", "side"), [row[:2] for row in PLAIN])
-def test_the_captured_tensor_makes_the_block_output(name: str, side: int) -> None:
-    model = make(name, side)
-    layers = find_layers(model, name, (side, side))
-    outputs: dict[str, torch.Tensor] = {}
-    for layer in layers:
-        block = model.get_submodule(layer.name)
-        block.register_forward_hook(
-            lambda _, __, output, key=layer.name: outputs.__setitem__(key, output)
-        )
-    seen: dict[int, torch.Tensor] = {}
-    with torch.inference_mode(), capture(model, layers, seen.__setitem__):
-        model(torch.randn(2, 3, side, side))
-        for number, layer in enumerate(layers):
-            assert seen[number].shape == (2, layer.tokens.tokens, layer.channels)
-            again = model.get_submodule(f"{layer.name}.fc2")(seen[number])
-            torch.testing.assert_close(again, outputs[layer.name])
-
-
-@pytest.mark.parametrize(("name", "side"), [row[:2] for row in PLAIN])
-def test_a_bright_patch_answers_in_its_own_cell(name: str, side: int) -> None:
-    # The first block of a model without attention sees patches alone: rows and columns must agree.
-    make.cache_clear()
-    model = make(name, side)
-    for block in model.blocks:  # type: ignore[union-attr]
-        block.attn = nn.Identity()
-        block.attn.forward = lambda x, *_, **__: torch.zeros_like(x)
-    layers = find_layers(model, name, (side, side))
-    tokens = layers[0].tokens
-    step_y, step_x = side // tokens.height, side // tokens.width
-
-    def maps(picture: torch.Tensor) -> torch.Tensor:
-        seen: dict[int, torch.Tensor] = {}
-        with torch.inference_mode(), capture(model, layers, seen.__setitem__):
-            model(picture)
-        patches = seen[0][0, len(tokens.prefix) :]
-        return patches.reshape(tokens.height, tokens.width, -1)
-
-    blank = torch.zeros(1, 3, side, side)
-    rest = maps(blank)
-    for y, x in [(0, 1), (1, 0), (tokens.height - 1, 0), (0, tokens.width - 1)]:
-        lit = blank.clone()
-        lit[:, :, y * step_y : (y + 1) * step_y, x * step_x : (x + 1) * step_x] = 3
-        change = (maps(lit) - rest).abs().sum(-1)
-        assert divmod(int(change.argmax()), tokens.width) == (y, x)
-
-
 def test_hooks_are_gone_afterwards() -> None:
-    model = make("test_vit", 160)
+    model = make("test_vit")
     layers = find_layers(model, "test_vit", (160, 160))
     calls = []
     with capture(model, layers, lambda number, _: calls.append(number)):
         model(torch.zeros(1, 3, 160, 160))
     model(torch.zeros(1, 3, 160, 160))
     assert calls == list(range(len(layers)))
+    hooks = [(m._forward_pre_hooks, m._forward_hooks) for m in model.modules()]
+    assert not any(before or after for before, after in hooks)
+
+
+def test_a_forward_that_fails_does_not_shift_the_next() -> None:
+    model = make("coat_lite_tiny", img_size=64)
+    layers = find_layers(model, "coat_lite_tiny", (64, 64))
+    seen: list[int] = []
+    with capture(model, layers, lambda number, _: seen.append(number)):
+        with pytest.raises(AssertionError):
+            model(torch.zeros(1, 3, 48, 48))
+        seen.clear()
+        model(torch.zeros(1, 3, 64, 64))
+    assert seen == list(range(len(layers)))
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("resnet18", "no transformer feed-forward blocks"),
-        ("swin_tiny_patch4_window7_224", "SwinTransformer is not among"),
+        ("resnet18", r"it has no transformer feed-forward blocks with a last projection"),
+        ("convnext_atto", r"its forward computes no attention"),
+        ("mixer_s32_224", r"its forward computes no attention"),
+        ("vit_dpwee_patch16_reg1_gap_256", r"no transformer feed-forward blocks"),
+        ("mobilevit_xxs", r"in stages\.2\.1\.transformer\.0\.mlp .* is no batch of tokens"),
+        ("nest_tiny", r"tokens are no grid of patches"),
+        # Its tokens are a grid in number, but lie in another order.
+        ("hiera_tiny_224", r"in blocks\.0\.mlp a probe finds its tokens elsewhere"),
     ],
 )
 def test_other_models_are_refused_by_name(name: str, words: str) -> None:
-    model = timm.create_model(name, num_classes=0).eval()
-    with pytest.raises(ModelError, match=f"{name} cannot be indexed.*{words}"):
-        find_layers(model, name, (224, 224))
+    model = make(name)
+    size = timm.get_pretrained_cfg(name).input_size[1:]  # type: ignore[union-attr]
+    with pytest.raises(ModelError, match=f"{name} cannot be indexed: .*{words}"):
+        find_layers(model, name, size)
 
 
-def test_a_size_that_leaves_a_rim_is_refused(tmp_path: Path) -> None:
-    model = make("test_vit", 255)
-    with pytest.raises(ModelError, match=r"would leave a rim.*such as 256"):
-        find_layers(model, "test_vit", (255, 255))
+def test_a_size_that_the_model_cannot_take_is_refused() -> None:
+    words = r"a forward of 64x96 pixels fails \("
+    with pytest.raises(ModelError, match=f"convit_tiny cannot be indexed: {words}"):
+        find_layers(make("convit_tiny", img_size=(64, 96)), "convit_tiny", (64, 96))
+
+
+def test_a_size_that_leaves_a_rim_is_refused() -> None:
+    model = make("test_vit", img_size=(255, 160))
+    with pytest.raises(ModelError, match=r"would leave a rim.*such as 256x160"):
+        find_layers(model, "test_vit", (255, 160))
+
+
+def test_a_rim_that_the_model_was_trained_with_is_taken() -> None:
+    """SigLIP's so400m sees 27 x 27 patches of 14 pixels in 384, and nothing of the last six."""
+    with torch.device("meta"):
+        model = make("vit_so400m_patch14_siglip_384")
+    layers, _ = declared_layers(model, "vit_so400m_patch14_siglip_384", (384, 384))
+    tokens = layers[0].tokens
+    assert (tokens.height, tokens.cell_height, tokens.top) == (27, 14, 0)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "coat_tiny", "pit_ti_distilled_224"])
+def test_shapes_alone_tell_the_same_as_the_probe(name: str) -> None:
+    with torch.device("meta"):
+        bare = make(name)
+    declared, _ = declared_layers(bare, name, (224, 224))
+    assert declared == find_layers(make(name), name, (224, 224))
+
+
+def test_blocks_without_patches_are_left_out() -> None:
+    model = make("vit_base_patch32_siglip_256", img_size=64)
+    layers, left_out = declared_layers(model, "siglip", (64, 64))
+    assert [layer.name for layer in layers] == [f"blocks.{number}.mlp" for number in range(12)]
+    assert [str(block) for block in left_out] == [
+        "attn_pool.mlp: it sees one token for the whole picture"
+    ]
+
+
+@pytest.mark.parametrize("name", ["swap", "roll", "mirror"])
+def test_tokens_out_of_order_are_noticed(name: str) -> None:
+    """A model that is as any other, but for the order of its patches."""
+    model = make("vit_tiny_patch16_224", img_size=64)
+    order = torch.arange(16)
+    if name == "swap":
+        order[[5, 10]] = order[[10, 5]]
+    order = {"roll": order.roll(1), "mirror": order.view(4, 4).flip(1).flatten()}.get(name, order)
+    embed = model.patch_embed.forward  # type: ignore[union-attr]
+    model.patch_embed.forward = lambda x: embed(x)[:, order]  # type: ignore[union-attr]
+    with pytest.raises(ModelError, match="a probe finds its tokens elsewhere"):
+        find_layers(model, "scrambled", (64, 64))
+
+
+def test_prefix_tokens_in_another_order_are_noticed() -> None:
+    model = make("vit_small_patch14_reg4_dinov2", img_size=56)
+    embed = model._pos_embed  # type: ignore[union-attr]
+
+    def last_first(patches: torch.Tensor) -> torch.Tensor:
+        tokens: torch.Tensor = embed(patches)  # type: ignore[operator]
+        return tokens[:, [1, 2, 3, 4, 0, *range(5, tokens.shape[1])]]
+
+    model._pos_embed = last_first
+    with pytest.raises(ModelError, match=r"cls_token moves other tokens than the cls token"):
+        find_layers(model, "turned", (56, 56))

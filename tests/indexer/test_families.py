@@ -114,10 +114,10 @@ def test_a_bright_square_answers_where_it_is(family: Family) -> None:
         before = patches[:ways].repeat(len(mine) // ways, 1, 1)
         strength, peak = (patches[mine] - before).abs().max(1)  # [N, C]
         place = torch.tensor([centres[number] for number in mine])[:, :, None]  # [N, 2, 1]
-        cell = torch.tensor([[tokens.cell_height], [tokens.cell_width]])
+        side = torch.tensor([[tokens.cell_height], [tokens.cell_width]])
         corner = torch.tensor([[tokens.top], [tokens.left]])
         found = torch.stack([peak // tokens.width, peak % tokens.width], 1)  # [N, 2, C]
-        off = (found + 0.5 - (place - corner) / cell).abs().amax((0, 1))  # [C], in cells
+        off = (found + 0.5 - (place - corner) / side).abs().amax((0, 1))  # [C], in cells
         # A channel that answers every square, and each where that is.
         responds = strength.amin(0) >= strength.amin(0).median()
         # By chance none would: there are at least six squares.
@@ -138,7 +138,7 @@ def _quiet(model: nn.Module) -> nn.Module:
                 module.weight.mul_(0.1)
                 module.weight[:, :, middle[0], middle[1]] = kept
             elif path.endswith(("attn.proj", "factoratt_crpe.proj")):
-                module.weight.mul_(0.1)  # type: ignore[operator, union-attr]
+                module.weight.mul_(0.1)
     return model
 
 
@@ -188,7 +188,7 @@ def test_token_parameters_are_the_prefix(family: Family) -> None:
             if isinstance(module, nn.Linear) and path.endswith(("attn.proj", "attn_out_proj")):
                 module.weight.zero_()
             if path.endswith("factoratt_crpe"):
-                module.proj.weight.zero_()  # type: ignore[union-attr, operator]
+                module.proj.weight.zero_()
     picture = noise(family, 1)
     before = captured(model, layers, picture)
     for kind in dict.fromkeys(family.prefix):

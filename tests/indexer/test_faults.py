@@ -6,6 +6,7 @@ Both come from the kernel, so that they hold for Python and for TensorStore's ow
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 from children import Child, Children, Fault
 from jobs import Course, Job, differing, phase, run_through, scratch, write_job
+from pictures import write_pictures
 from runs import files_of
 from seccomp import KINDS, obstacle
 
@@ -166,6 +168,34 @@ def test_a_full_disk(hidden: Children, tmp_path: Path) -> None:
                 limit = f"size={chance.randint(need // 2, need - 2 * _PAGE_KIB)}k"
         disks.hurt(limit, record)
     record.check(f"full disk, of the {need:,} KiB needed")
+
+
+def test_a_read_only_disk(hidden: Children, tmp_path: Path) -> None:
+    job = write_job(tmp_path / "pictures")
+    write_pictures(tmp_path / "more", 40)
+    disks = SmallDisks(hidden, job, tmp_path)
+    with disks.disk(f"size={_ROOM_KIB}k") as disk:
+        assert hidden.start(job.arguments(disk / "out")).wait() == 0
+        hidden.call("mount", "-o", "remount,ro", str(disk))
+        more = [*Job(tmp_path / "more").arguments(disk / "out"), "--append"]
+        reason = os.strerror(errno.EROFS)
+        mend = "mend that and run the same command again to go on."
+        for arguments, said in (
+            (job.arguments(disk / "new"), f"Writing to {disk / 'new'} failed ({reason}); {mend}"),
+            (more, f"Writing to {disk / 'out'} failed ({reason}: lock); {mend}"),
+            (
+                ["prune", str(disk / "out")],
+                f"{disk / 'out'} cannot be pruned: {reason} ({disk / 'out' / 'lock'}); mend that "
+                "and prune it again.",
+            ),
+        ):
+            child = hidden.start(arguments)
+            assert child.wait() in (3, 4)
+            assert child.errors().splitlines()[-1] == f"vitscope: {said}"
+        for command in (["verify", "--deep"], ["info"]):
+            assert hidden.start([*command, str(disk / "out")]).wait() == 0
+        hidden.call("mount", "-o", "remount,rw", str(disk))
+        assert hidden.start(more).wait() == 0
 
 
 def test_a_failing_disk(children: Children, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from vitscope.client.cli import main
 from vitscope.indexer.errors import SourceError
 from vitscope.indexer.sources import Source, open_source
 from vitscope.store.generation import open_generation
+from vitscope.store.text import counted
 
 Files = Iterable[tuple[str | tarfile.TarInfo, bytes]]
 FORMS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
@@ -129,7 +130,10 @@ def test_a_hostile_archive_gives_an_index_with_invalid_rows(
     out = tmp_path / "index"
     assert main([*line, "--data", str(tmp_path / "*.tar"), "--out", str(out)]) == 0
     said, errors = capsys.readouterr()
-    assert "b.tar is not a whole archive (it is cut off after 900 bytes); the 1 pictures" in errors
+    assert (
+        "b.tar is not a whole archive (it is cut off after 900 bytes); it gives 1 picture,"
+        in errors
+    )
     assert "b.tar/0.jpg: the file cannot be read (it is cut off by the end of" in said
     assert "the file cannot be read (it is a link in its archive)" in said
     generation = open_generation(out)
@@ -167,7 +171,7 @@ def test_bad_labels_and_boxes_are_counted_and_said(
     assert [(row.label, row.boxes.boxes) for row in source.rows] == [(None, ())] * 2
     [notice] = source.notices
     assert notice.startswith(
-        f"Left out: 2 labels or boxes of pictures, the first in a.tar/0.{kind}"
+        f"Left out (2): labels or boxes of pictures, the first in a.tar/0.{kind}"
     )
     assert words in notice
     assert notice.endswith(".")
@@ -176,7 +180,7 @@ def test_bad_labels_and_boxes_are_counted_and_said(
 def test_labels_that_lost_their_picture_are_said(tmp_path: Path) -> None:
     source = opened(tmp_path, [("0.jpg", b"x"), ("1.jpg", b"y"), ("0.cls", b"7")])
     assert listed(source) == [("a.tar/0.jpg", None), ("a.tar/1.jpg", None)]
-    assert "1 labels or boxes without their picture" in source.notices[0]
+    assert "Left out (1): labels or boxes without their picture" in source.notices[0]
     assert "tar --sort=name" in source.notices[0]
 
 
@@ -231,7 +235,7 @@ def test_a_cut_archive_keeps_what_is_whole(sizes: list[int], cut: int, form: int
         assert bool(source.notices) == (len(data) < place + 512)
         for notice in source.notices:
             assert "is not a whole archive (it is cut off after" in notice
-            assert f"the {len(source.rows)} pictures up to there" in notice
+            assert f"it gives {counted(len(source.rows), 'picture')}, and any" in notice
 
 
 @settings(max_examples=60, deadline=None)

@@ -80,7 +80,9 @@ def test_the_order_of_the_units_changes_nothing(
     assert files_of(tmp_path / "index") == whole
 
 
-def half_done(pictures: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def half_done(
+    pictures: Path, out: Path, monkeypatch: pytest.MonkeyPatch, limit: int | None = None
+) -> Path:
     """A run that ended before its merge; gives the working folder."""
     with monkeypatch.context() as patch:
 
@@ -89,7 +91,7 @@ def half_done(pictures: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
         patch.setattr("vitscope.indexer.run.merge", stop)
         with pytest.raises(KeyboardInterrupt):
-            index(options(pictures, out))
+            index(replace(options(pictures, out), limit=limit))
     return out / "building"
 
 
@@ -227,21 +229,39 @@ def test_other_options_are_refused_by_name(
     half_done(pictures, out, monkeypatch)
     base = options(pictures, out)
     others = {
-        "layers.top_k": replace(base, top_k=2),
-        "layers.poolings": replace(base, poolings=("mean",)),
-        "layers.dense": replace(base, retain_all=()),
-        "layers.dense_prefix": replace(base, retain_prefix=()),
-        "model.input_size": replace(base, img_size=(48, 48)),
-        "model.dtype": replace(base, dtype="bfloat16"),
-        "rows": replace(base, limit=20),
-        "batch_size": replace(base, batch_size=2),
-        "unit_rows": replace(base, unit_rows=8),
-        "threads": replace(base, threads=2),
-        "thumbnail_size": replace(base, thumbnail_size=0),
+        "--model test_vit (not test_vit2)": replace(base, model="test_vit2"),
+        "--top-k 3 (not 2)": replace(base, top_k=2),
+        "--poolings mean,max,cls (not mean)": replace(base, poolings=("mean",)),
+        "--retain-all blocks.1.mlp (not none)": replace(base, retain_all=()),
+        "--retain-prefix blocks.0.mlp (not none)": replace(base, retain_prefix=()),
+        "--img-size 32 (not 48)": replace(base, img_size=(48, 48)),
+        "--dtype float32 (not bfloat16)": replace(base, dtype="bfloat16"),
+        "--data (and --limit) of 31 pictures (not 1 picture)": replace(base, limit=1),
+        "--batch-size 4 (not 2)": replace(base, batch_size=2),
+        "--unit-rows 4 (not 8)": replace(base, unit_rows=8),
+        "--threads 1 (not 2)": replace(base, threads=2),
+        "--thumbnail-size 256 (not 0)": replace(base, thumbnail_size=0),
+        "--dtype float32 (not float16), --top-k 3 (not 2)": replace(base, top_k=2, dtype="float16"),
     }
-    for field, other in others.items():
-        with pytest.raises(OutputError, match=rf"differs in .*\b{field}\b"):
+    for said, other in others.items():
+        with pytest.raises(OutputError) as caught:
             index(other)
+        assert str(caught.value) == (
+            f"{out} holds an unfinished run with {said}; run its own command again to finish it, "
+            "or give another folder with --out."
+        )
+
+
+def test_a_unit_of_one_row_is_told_as_one(
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    building = half_done(pictures, tmp_path / "index", monkeypatch, limit=5)
+    (building / "units" / "000001" / "rows.json").unlink()
+    index(replace(options(pictures, tmp_path / "index"), limit=5))
+    assert "Row 4 is indexed again: " in capsys.readouterr().err
 
 
 def test_a_damaged_plan_is_one_sentence(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import resource
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,7 +29,7 @@ from vitscope.store.arrays import (
     open_array,
     write_array,
 )
-from vitscope.store.errors import DamagedIndexError
+from vitscope.store.errors import DamagedIndexError, NotWrittenError
 
 Truth = Mapping[str, npt.NDArray[Any]]
 
@@ -290,3 +291,17 @@ def test_lines_are_stored_in_whole_chunks(length: int) -> None:
     assert spec.shape == (length,)
     assert spec.shard[0] % spec.chunk[0] == 0
     assert spec.shard[0] <= max(1, length + spec.chunk[0])
+
+
+@pytest.mark.parametrize("rows", [slice(0, 64), slice(8, 16)])
+def test_what_the_disk_refuses_is_named(tmp_path: Path, rows: slice) -> None:
+    """Whole shards, and parts of one, which TensorStore writes."""
+    array = create_array(tmp_path / "a", leading_spec("float16", (64, 64), ("row", "channel"), 8))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, before[1]))
+    try:
+        with pytest.raises(NotWrittenError) as caught:
+            array.write(np.ones((rows.stop - rows.start, 64), np.float16), rows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(caught.value) == "Array a cannot be written; the disk refuses it: File too large."

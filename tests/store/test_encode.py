@@ -201,7 +201,10 @@ def test_without_the_compiled_checksum_tensorstore_writes(
 
 @pytest.mark.parametrize(
     ("number", "reason"),
-    [(errno.ENOSPC, "the disk is full"), (errno.EIO, "the disk refuses it")],
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EDQUOT, "the disk refuses it: Disk quota exceeded"),
+    ],
 )
 @pytest.mark.parametrize("call", ["os.fsync", "pathlib.Path.replace"])
 def test_what_the_disk_refuses_is_said_and_leaves_the_old_shard(

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from processes import READER, WRITER, Holder
+import seccomp
+from permissions import give_away, powerless, public_folder
+from processes import NFS_READER, READER, WRITER, Holder
 from synthetic import Synthetic, build, run_vitscope
 
 from vitscope.client.cli import main
 from vitscope.store.errors import DamagedIndexError, NotAnIndexError, NotWrittenError
 from vitscope.store.files import tree_files
 from vitscope.store.generation import generation_names
-from vitscope.store.lock import BusyIndexError
+from vitscope.store.lock import BusyIndexError, NoLocksError
 from vitscope.store.prune import UnfinishedIndexError, prune
 from vitscope.store.verify import verify
 
@@ -206,8 +212,72 @@ def test_an_older_generation_without_a_manifest_goes(index: Path) -> None:
 
 def test_a_disk_that_refuses_is_said_in_one_sentence(index: Path) -> None:
     (index / "lock").mkdir()
-    with pytest.raises(NotWrittenError, match=r"cannot be pruned: Is a directory \("):
+    with pytest.raises(NotWrittenError) as caught:
         prune(index)
+    assert str(caught.value) == (
+        f"{index} cannot be pruned: Is a directory ({index / 'lock'}); mend that and prune it "
+        "again."
+    )
+
+
+def test_over_nfs_what_is_read_stays_and_all_else_goes(
+    index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third, current = generations(index)
+    # What NFS makes of it: exclusive ones are for files that are open for writing.
+    monkeypatch.setattr("fcntl.flock", fcntl.lockf)
+    with Holder(NFS_READER, index / "generations" / second / "manifest.json"):
+        result = prune(index)
+    assert (result.removed, result.in_use) == ((first, third), (second,))
+    check(index, [second, current])
+
+
+def test_read_only_manifests_are_pruned_unless_over_nfs(four: Synthetic) -> None:
+    with public_folder() as folder:
+        index = give_away(Path(shutil.copytree(four.path, folder / "index")))
+        names = generations(index)
+        for path in index.glob("generations/*/manifest.json"):
+            path.chmod(0o444)
+        with powerless():
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("fcntl.flock", fcntl.lockf)
+                with pytest.raises(NoLocksError) as caught:
+                    prune(index)
+            assert str(caught.value) == (
+                f"{index / 'generations' / names[0] / 'manifest.json'} may not be written, and "
+                "its file system locks no such file; give it write permission and run the same "
+                "command again."
+            )
+            check(index, names)
+            assert prune(index).removed == tuple(names[:-1])
+
+
+LOCKLESS = """
+import sys, seccomp
+from vitscope.client.cli import main
+seccomp.install(seccomp.program("flock", int(sys.argv[1])))
+sys.exit(main(["prune", sys.argv[2]]))
+"""
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_said_and_all_stay(index: Path, number: int) -> None:
+    if why := seccomp.obstacle():
+        pytest.skip(why)
+    names = generations(index)
+    done = subprocess.run(
+        [sys.executable, "-c", LOCKLESS, str(number), index],
+        env={**os.environ, "PYTHONPATH": str(Path(seccomp.__file__).parent)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr == (
+        f"vitscope: The file system of {index / 'lock'} has no locks ({os.strerror(number)}), "
+        "which keep the writers and readers of an index apart; mount it with locks, or keep the "
+        "index on another.\n"
+    )
+    check(index, names)
 
 
 def test_what_is_no_index_cannot_be_pruned(tmp_path: Path) -> None:

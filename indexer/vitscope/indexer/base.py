@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vitscope.indexer.differences import differences
 from vitscope.indexer.errors import NothingNewError, OutputError
-from vitscope.indexer.plan import Plan, differences
+from vitscope.indexer.plan import Plan
 from vitscope.indexer.sources import RowList, Source
 from vitscope.indexer.sources.rows import RowListBuilder
 from vitscope.indexer.topk import KEY
@@ -19,6 +20,7 @@ from vitscope.store import layout
 from vitscope.store.generation import Generation
 from vitscope.store.manifest import LayerRecord, Pooling
 from vitscope.store.rows import RowRecord
+from vitscope.store.text import counted
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,14 +104,21 @@ class Base:
         lines = f"{self.generation.manifest.rows_sha256}\n{added.digest()}\n"
         return hashlib.sha256(lines.encode()).hexdigest()
 
-    def check(self, plan: Plan) -> None:
-        """Raise `OutputError` where `plan` would not give scores like those of the base."""
-        manifest = self.generation.manifest
-        if plan.model.name != manifest.model.name:
+    def check_model(self, name: str) -> None:
+        """Raise `OutputError` where the base is of another model than `name`."""
+        made_with = self.generation.manifest.model.name
+        if name != made_with:
             raise OutputError(
-                f"The index was made with the model {manifest.model.name}, not {plan.model.name}; "
-                "make another index with --out."
+                f"The index was made with --model {made_with} (not {name}); make another index "
+                "with --out."
             )
+
+    def check(self, plan: Plan) -> None:
+        """Raise `OutputError` where `plan` would not give scores like those of the base.
+
+        Which pictures it adds does not matter.
+        """
+        manifest = self.generation.manifest
         # Few pictures have fewer best ones: more may be kept as soon as there are more.
         layers = tuple(replace(layer, top_k=min(layer.top_k, self.rows)) for layer in plan.layers)
         mine = replace(plan, layers=layers)
@@ -122,10 +131,10 @@ class Base:
             threads=manifest.threads,
             unit_rows=plan.unit_rows if self.single_unit else manifest.unit_rows,
         )
-        if fields := differences(mine.to_json(), theirs.to_json()):
+        if others := differences(mine.to_json(), theirs.to_json()):
             raise OutputError(
-                f"The index was made with another {', '.join(fields)}; give --append the options "
-                "it was made with (`vitscope info` shows them)."
+                f"The index was made with {', '.join(others)}; give --append the options it was "
+                "made with (`vitscope info` shows them)."
             )
 
     @property
@@ -165,9 +174,9 @@ class Base:
 
 def _notices(passed_over: int, renamed: int) -> Iterator[str]:
     if passed_over:
-        yield f"{passed_over:,} pictures are in the index already and are passed over."
+        yield f"Passed over: {counted(passed_over, 'picture')} that the index has already."
     if renamed:
         yield (
-            f"{renamed:,} new pictures have the name of another in the index; theirs get a number "
-            "behind it, as in a.jpg#2."
+            f"Renamed: {counted(renamed, 'new picture')} with the name of another in the index, "
+            "by a number behind it, as in a.jpg#2."
         )

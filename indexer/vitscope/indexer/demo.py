@@ -17,6 +17,7 @@ import numpy as np
 from vitscope.indexer.errors import OutputError
 from vitscope.indexer.model import Weights, load_model
 from vitscope.indexer.progress import Progress
+from vitscope.indexer.refusals import telling
 from vitscope.indexer.scenes import SceneTruth, read_truth, write_scenes
 from vitscope.indexer.scenes.model import MODEL_NAME
 from vitscope.indexer.sources import open_source
@@ -25,6 +26,7 @@ from vitscope.store.arrays import open_array
 from vitscope.store.generation import Generation, open_generation
 from vitscope.store.geometry import box_share
 from vitscope.store.manifest import Pooling
+from vitscope.store.text import counted
 
 COUNT = 2_000
 _POOLING: Pooling = "max"
@@ -138,7 +140,10 @@ def _draw(folder: Path, count: int) -> tuple[SceneTruth, ...]:
     print(f"1. Drawing {count:,} scenes (objects of known class and place) …", flush=True)
     progress = Progress("scenes", count)
     try:
-        write_scenes(folder, count, progress=lambda done: progress.advance(done - progress.done))
+        with telling(folder):
+            write_scenes(
+                folder, count, progress=lambda done: progress.advance(done - progress.done)
+            )
     except ValueError as error:
         raise OutputError(f"{error}; give another folder with --out.") from None
     print(f"   {time.monotonic() - start:.1f} s, in {folder}", flush=True)
@@ -217,7 +222,7 @@ def _report(
     size = sum(record.bytes for record in generation.manifest.files.values())
     print(
         f"4. Held against the truth: generation {generation.name}, "
-        f"{generation.manifest.valid_rows:,} images, {size / 1e6:,.0f} MB\n"
+        f"{counted(generation.manifest.valid_rows, 'image')}, {size / 1e6:,.0f} MB\n"
         f"   {'layer':<13} {'channel':>7}  {'most selective for':<22} {'d′':>4}  "
         f"{'of that class':>13}  {'activation in the box':>21}  {'box of picture':>14}"
     )

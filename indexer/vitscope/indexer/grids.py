@@ -49,8 +49,6 @@ class Grids:
     def __init__(self, input_size: Size) -> None:
         self._input = input_size
         self._known: dict[Size, Cells] = {input_size: (Axis(1.0, 0.0), Axis(1.0, 0.0))}
-        self.rims: dict[Size, Size] = {}
-        """Kernel and stride of windows over the picture, by what pixels they leave at its end."""
 
     def __iter__(self) -> Iterator[Size]:
         """Heights and widths, the latest first, without the picture itself."""
@@ -64,7 +62,6 @@ class Grids:
         kernel, stride, padding = _window(module)
         if stride == (1, 1) and size == out:
             return
-        self._check_rim(size, out, kernel, stride, padding)
         self._note(out, tuple(map(Axis.strided, before, size, out, kernel, stride, padding)))
 
     def at(self, size: Size) -> Cells | None:
@@ -99,15 +96,21 @@ class Grids:
             return None
         return Axis(height, 0.0), Axis(width, 0.0)
 
-    def _check_rim(self, size: Size, out: Size, kernel: Size, stride: Size, padding: Size) -> None:
-        if size != self._input:
-            return
-        left = tuple(
-            n - ((o - 1) * s + k - p)
-            for n, o, k, s, p in zip(size, out, kernel, stride, padding, strict=True)
-        )
-        if max(left) > 0 and max(kernel) > 1:
-            self.rims[left] = (max(kernel), max(stride))  # type: ignore[index]
+
+def without_rim(module: nn.Module, size: Size) -> Size:
+    """The size nearest to `size` of which a convolution's windows leave no pixels at the end.
+
+    That is `size` itself where it is such a size.
+    """
+    return tuple(map(_whole, size, *_window(module)))  # type: ignore[return-value]
+
+
+def _whole(size: int, kernel: int, stride: int, padding: int) -> int:
+    count = max(0, (size + 2 * padding - kernel) // stride)
+    if size <= count * stride + kernel - padding:
+        return size
+    near = round((size + 2 * padding - kernel) / stride)
+    return max(0, near) * stride + kernel - padding
 
 
 def _window(module: Any) -> tuple[Size, Size, Size]:

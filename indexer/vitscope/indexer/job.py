@@ -21,7 +21,7 @@ from vitscope.indexer.view import check_steps
 from vitscope.indexer.work import recorded_plan
 from vitscope.store import layout
 from vitscope.store.generation import Generation, open_generation
-from vitscope.store.manifest import POOLINGS, LayerRecord, ModelRecord, Pooling
+from vitscope.store.manifest import LayerRecord, ModelRecord, Pooling
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +44,11 @@ def prepare(options: Options, worker: int = 0) -> Job:
     """
     recorded = recorded_plan(options.out)
     base = _base(options, recorded)
+    if base:
+        base.check_model(options.model)
     source = open_source(
         options.data, limit=options.limit, split=options.split, boxes=options.boxes
     )
-    if base:
-        source = base.new_pictures(source)
     device = _device(options, worker)
     threads = _threads(options, device, recorded, base)
     if threads:
@@ -65,7 +65,10 @@ def prepare(options: Options, worker: int = 0) -> Job:
     model.module.to(model.dtype)
     plan = _plan(options, source, model, layers, base, threads)
     if base:
+        # First, since to find what is new is to read all pictures, and it may be nothing.
         base.check(plan)
+        source = base.new_pictures(source)
+        plan = _plan(options, source, model, layers, base, threads)
     return Job(source, model, layers, base, device, plan)
 
 
@@ -136,7 +139,7 @@ def _layers(
             depth=depth,
             channels=layer.channels,
             tokens=layer.tokens,
-            poolings=_poolings(options, layer),
+            poolings=_poolings(options, layer, layers),
             top_k=min(options.top_k, rows),
             dense=layer.name in dense,
             # All activations have them among them.
@@ -146,13 +149,18 @@ def _layers(
     )
 
 
-def _poolings(options: Options, layer: CapturedLayer) -> tuple[Pooling, ...]:
-    possible = layer.tokens.poolings
+def _poolings(
+    options: Options, layer: CapturedLayer, layers: Sequence[CapturedLayer]
+) -> tuple[Pooling, ...]:
+    """Those asked for that a layer can have; a class token may join later than the first layer."""
+    somewhere = {pooling for each in layers for pooling in each.tokens.poolings}
     for name in options.poolings:
-        if name not in possible:
-            known = ", ".join(possible)
-            why = "has no class token" if name in POOLINGS else "has no such pooling"
-            raise IndexingError(f"--poolings names {name!r}, but the model {why}; it has {known}.")
+        if name not in somewhere:
+            raise IndexingError(
+                f"--poolings names {name!r}, but the model has no class token; "
+                f"it has {', '.join(layer.tokens.poolings)}."
+            )
+    possible = layer.tokens.poolings
     return tuple(each for each in possible if not options.poolings or each in options.poolings)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from vitscope.indexer.blocks import Call, layer_name
 from vitscope.indexer.errors import ModelError
-from vitscope.indexer.grids import Size
+from vitscope.indexer.grids import Size, without_rim
 from vitscope.indexer.probe import ContradictedError, Probe
 from vitscope.indexer.trace import Trace, trace
 from vitscope.store.manifest import TokenLayout
@@ -37,6 +37,10 @@ class LeftOut:
 
     name: str
     why: str
+
+    def __str__(self) -> str:
+        """For people."""
+        return f"{self.name}: {self.why}"
 
 
 def find_layers(model: nn.Module, name: str, input_size: Size) -> list[CapturedLayer]:
@@ -75,6 +79,7 @@ def declared_layers(
 
 
 def _traced(model: nn.Module, name: str, input_size: Size, forward: Callable[[], Trace]) -> Trace:
+    _check_rim(model, name, input_size)
     try:
         found = forward()
     # Whatever a model raises on a size that it cannot take.
@@ -90,18 +95,24 @@ def _traced(model: nn.Module, name: str, input_size: Size, forward: Callable[[],
         )
     if not found.attention:
         raise _refused(name, "its forward computes no attention, so that it is no transformer")
-    own = getattr(model, "pretrained_cfg", {}).get("input_size", ())[1:]
-    for kernel, stride in found.rims.values():
-        if input_size == tuple(own):
-            # So it was trained: SigLIP's so400m takes 384 pixels by patches of 14.
-            break
-        near = [max(1, round((size - kernel) / stride) + 1) for size in input_size]
-        sizes = tuple((count - 1) * stride + kernel for count in near)
-        raise ModelError(
-            f"{name} cannot be indexed at {_pixels(input_size)} pixels: its patches of {kernel} "
-            f"pixels would leave a rim; give an --img-size such as {_pixels(sizes)}."  # type: ignore[arg-type]
-        )
     return found
+
+
+def _check_rim(model: nn.Module, name: str, input_size: Size) -> None:
+    """Refuse a size of which patches leave a rim, unless it is the model's own.
+
+    SigLIP's so400m was trained so: it sees patches of 14 pixels in 384.
+    """
+    own = tuple(getattr(model, "pretrained_cfg", {}).get("input_size", ())[1:])
+    patches = next((each for each in model.modules() if isinstance(each, nn.Conv2d)), None)
+    if patches is None or input_size == own:
+        return
+    if (whole := without_rim(patches, input_size)) != input_size:
+        raise ModelError(
+            f"{name} cannot be indexed at {_pixels(input_size)} pixels: its patches of "
+            f"{patches.kernel_size[0]} pixels would leave a rim; give an --img-size such as "
+            f"{_pixels(whole)}."
+        )
 
 
 def _layers(found: Trace, name: str) -> tuple[list[CapturedLayer], list[LeftOut]]:

@@ -20,6 +20,7 @@ from torch import nn
 import vitscope.indexer.scenes.model  # noqa: F401  (registers the embedded demo model)
 from vitscope.indexer.errors import ModelError
 from vitscope.indexer.grids import Size
+from vitscope.store.text import counted
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -77,7 +78,8 @@ def load_model(
     size = {"input_size": (3, *img_size)} if img_size else {}
     data = resolve_model_data_config(module, args=size)  # type: ignore[no-untyped-call]
     if data["input_size"][0] != 3:
-        raise ModelError(f"{name} takes {data['input_size'][0]} colour channels; pictures have 3.")
+        channels = counted(data["input_size"][0], "colour channel")
+        raise ModelError(f"{name} takes {channels}; pictures have 3.")
     # Of the weights as they came, before any change of dtype.
     digest = weights_digest(module)
     transform = create_transform(**data, is_training=False)
@@ -189,7 +191,7 @@ def _check_complete(name: str, weights: Weights, loads: Sequence[_Load]) -> None
             subject = f"The checkpoint {file}" if what == "lacks" else f"{name}"
             other = name if what == "lacks" else f"checkpoint {file}"
             raise ModelError(
-                f"{subject} {what} {len(keys)} tensors of {other}, such as {keys[0]}; "
+                f"{subject} {what} {counted(len(keys), 'tensor')} of {other}, such as {keys[0]}; "
                 "it is of another architecture."
             )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from vitscope.indexer.errors import IndexingError, OutputError
 from vitscope.indexer.grids import Size
 from vitscope.indexer.model import DTYPES, Weights
+from vitscope.store.manifest import POOLINGS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,12 @@ class Options:
             raise IndexingError("--thumbnail-size must be 0 or more pixels.")
         if self.dtype not in DTYPES:
             raise IndexingError(f"--dtype must be one of {', '.join(DTYPES)}.")
+        for name in self.poolings:
+            if name not in POOLINGS:
+                raise IndexingError(
+                    f"--poolings names {name!r}, which is no pooling; choose from "
+                    f"{', '.join(POOLINGS)}."
+                )
         if self.poolings and "mean" not in self.poolings:
             raise IndexingError(
                 "--poolings must have mean among them: similar images and correlations rest on it."

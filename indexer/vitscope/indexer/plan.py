@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from vitscope.store.manifest import LayerRecord, ModelRecord
 
@@ -68,21 +67,3 @@ class Plan:
     def to_json(self) -> bytes:
         """Serialise; equal plans give equal bytes."""
         return json.dumps(asdict(self), indent=1, sort_keys=True).encode() + b"\n"
-
-
-def differences(mine: bytes, other: bytes) -> list[str]:
-    """Names of the fields in which two serialised plans differ, such as `model.dtype`."""
-    left, right = _flat(json.loads(mine)), _flat(json.loads(other))
-    return sorted(key for key in left | right if left.get(key) != right.get(key))
-
-
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        # Layers: by field, so that a difference names the field.
-        value = {key: [item.get(key) for item in value] for key in value[0]}
-    if not isinstance(value, dict):
-        return {path: value}
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat |= _flat(inner, f"{path}.{key}" if path else key)
-    return flat

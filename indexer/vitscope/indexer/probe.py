@@ -29,8 +29,8 @@ _MARKS = 4
 _SHIFT = 0.25
 """Cells by which measured centres lie beside the arithmetic of strides before they are believed
 more: where paths of other strides meet (a ResNet's shortcuts), one path's is not the truth."""
-_FURTHEST = 1.25
-"""Cells that any centre may be off; kernels of random weights take 0.6, the edge of a grid 1.1."""
+_FURTHEST = 0.9
+"""Cells that any centre may be off: overlapping windows of random weights take 0.7, a neighbour 1."""
 _SPREAD = 0.5
 """And the root of the mean square of all."""
 

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
-from vitscope.indexer.errors import OutputError
 from vitscope.indexer.job import Job, prepare
 from vitscope.indexer.merge import merge
 from vitscope.indexer.options import Options
 from vitscope.indexer.progress import Progress
+from vitscope.indexer.refusals import telling
 from vitscope.indexer.stage import stage
 from vitscope.indexer.work import Work, check_output, left_over, sweep
 from vitscope.indexer.workers import run_here, run_side_by_side
 from vitscope.store import neighbours
-from vitscope.store.errors import NotWrittenError
 from vitscope.store.lock import writing
 from vitscope.store.publish import complete_publication
 
@@ -30,33 +26,19 @@ def index(options: Options) -> str:
     """
     options.check()
     if left_over(options.out):
-        with _telling(options.out), writing(options.out):
+        with telling(options.out), writing(options.out):
             sweep(options.out)
     check_output(options.out, append=options.append)
     neighbours.prepare()
     job = prepare(options)
     for notice in job.source.notices:
         print(notice, file=sys.stderr)
-    with _telling(options.out):
+    with telling(options.out):
         options.out.mkdir(exist_ok=True)
         with writing(options.out) as lock:
             # Another run may have published while this one loaded its model.
             check_output(options.out, append=options.append)
             return _finish(options, job, lock)
-
-
-@contextmanager
-def _telling(out: Path) -> Iterator[None]:
-    """Turn what the disk refuses into a sentence."""
-    try:
-        yield
-    except (OSError, NotWrittenError) as error:
-        strerror = error.strerror if isinstance(error, OSError) else None
-        reason = strerror or str(error).rstrip(".")
-        raise OutputError(
-            f"Writing to {out} failed ({reason}); mend that and run the same command again to go "
-            "on."
-        ) from error
 
 
 def _finish(options: Options, job: Job, lock: int) -> str:

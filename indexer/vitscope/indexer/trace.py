@@ -49,8 +49,6 @@ class Trace:
     """In the order of execution."""
     attention: int
     """Times that attention was computed."""
-    rims: dict[Size, Size]
-    """As in `Grids`."""
 
 
 def prefix_tokens(model: nn.Module) -> tuple[str, ...]:
@@ -83,7 +81,7 @@ def trace(
     tracer = _Tracer(model, pictures, observe)
     with tracer.looking(), torch.inference_mode(), Apart() as apart:
         functional_call(model, dict(changed or {}), (pictures,))
-    return Trace(tuple(tracer.calls), apart.attention, tracer.grids.rims)
+    return Trace(tuple(tracer.calls), apart.attention)
 
 
 class _Tracer:

@@ -15,13 +15,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from vitscope.indexer.differences import differences
 from vitscope.indexer.errors import OutputError
-from vitscope.indexer.plan import Plan, Unit, differences
+from vitscope.indexer.plan import Plan, Unit
 from vitscope.indexer.topk import Candidates
 from vitscope.store import layout
 from vitscope.store.boxes import Box
@@ -122,10 +124,10 @@ class Work:
         path = self.path / _PLAN
         mine = self.plan.to_json()
         if path.exists():
-            if fields := differences(mine, path.read_bytes()):
+            if others := differences(mine, path.read_bytes()):
                 raise OutputError(
-                    f"{self.index} holds an unfinished run that differs in {', '.join(fields)}; "
-                    "run its own command again to finish it, or give another folder with --out."
+                    f"{self.index} holds an unfinished run with {', '.join(others)}; run its own "
+                    "command again to finish it, or give another folder with --out."
                 )
         else:
             self.path.mkdir(exist_ok=True)
@@ -144,7 +146,7 @@ class Work:
         for unit, why in zip(units, wrong, strict=True):
             if why:
                 self._receipt(unit).unlink()
-                notices.append(f"Rows {unit.start} to {unit.stop - 1} are indexed again: {why}.")
+                notices.append(f"{_rows(unit)} indexed again: {why}.")
         return [unit for unit, why in zip(units, wrong, strict=True) if not why], notices
 
     def _wrong(self, unit: Unit) -> str:
@@ -228,7 +230,8 @@ class Work:
         for part, values in (("keys", found.keys), ("maps", found.maps)):
             path = folder / f"{layer.name}.{pooling}.{part}.npy"
             with path.open("wb") as file:
-                np.save(file, values)
+                # Into a file that it knows, NumPy writes by itself and loses the disk's reason.
+                np.save(cast(BinaryIO, SimpleNamespace(write=file.write)), values)
                 file.flush()
                 os.fsync(file.fileno())
 
@@ -282,6 +285,11 @@ class Work:
 
     def _receipt(self, unit: Unit) -> Path:
         return self.path / "units" / f"{unit.name}.json"
+
+
+def _rows(unit: Unit) -> str:
+    last = unit.stop - 1
+    return f"Row {last} is" if unit.start == last else f"Rows {unit.start} to {last} are"
 
 
 def _record(row: dict[str, Any]) -> RowRecord:

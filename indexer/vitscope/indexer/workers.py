@@ -145,7 +145,7 @@ def _serve(
 def _portable(error: Exception) -> Exception:
     """The error as the parent can raise it: with its message and errno, without its cause."""
     if isinstance(error, OSError):
-        return OSError(error.errno, error.strerror)
+        return OSError(error.errno, error.strerror, error.filename)
     if hasattr(error, "exit_code"):
         return type(error)(*error.args)
     # A bug of ours: its traceback does not travel by itself.

@@ -13,6 +13,7 @@ from vitscope.store.errors import NotKeptError
 from vitscope.store.generation import Generation
 from vitscope.store.manifest import LayerRecord, Pooling
 from vitscope.store.ranking import top_rows
+from vitscope.store.text import counted
 
 DEFAULT_K = 20
 MAX_K = 10_000
@@ -61,7 +62,7 @@ def top_images(
     layer = find_layer(generation, layer_name)
     _check_channel(layer, channel)
     _check_pooling(layer, pooling)
-    k = _check_k(k, generation.manifest.valid_rows, "valid images")
+    k = _check_k(k, generation.manifest.valid_rows, "valid image")
     if k <= layer.top_k:
         rows, scores = generation.top(layer.name, pooling, channel)
         return Ranking(rows[:k], scores[:k].astype(np.float32))
@@ -80,7 +81,8 @@ def top_maps(
     if kept * cells * 2 > _MAX_MAP_BYTES:
         raise InvalidArgumentError(
             f"include_maps with k = {len(ranking.rows)} would make too large a reply; ask for at "
-            f"most {_MAX_MAP_BYTES // (cells * 2)} images, or for the maps with GetPatchMaps."
+            f"most {counted(_MAX_MAP_BYTES // (cells * 2), 'image')}, or for the maps with "
+            "GetPatchMaps."
         )
     values = generation.top_maps(layer.name, pooling, channel, slice(0, kept))
     rows = ranking.rows[:kept].tolist()
@@ -124,7 +126,7 @@ def similar_images(
     """The k images nearest to image `row`, and the search's recall at 10 against brute force."""
     layer = find_layer(generation, layer_name)
     check_valid(generation, row)
-    k = _check_k(k, generation.manifest.valid_rows - 1, "other valid images")
+    k = _check_k(k, generation.manifest.valid_rows - 1, "other valid image")
     rows, similarities = generation.neighbours(layer.name).nearest(row, k)
     return Ranking(rows, similarities), generation.manifest.recall_at_10[layer.name]
 
@@ -177,7 +179,8 @@ def _patch_map(generation: Generation, selector: Selector) -> npt.NDArray[np.flo
             return generation.top_maps(layer.name, pooling, selector.channel, ranks).squeeze(0)
     raise NotKeptHereError(
         f"maps: the map of row {selector.row} on channel {selector.channel} of {layer.name} was "
-        f"not kept; this index keeps those of the top {layer.top_k} images of each channel."
+        f"not kept; this index keeps those of the top {counted(layer.top_k, 'image')} of each "
+        "channel."
     )
 
 
@@ -219,6 +222,7 @@ def _check_k(k: int | None, most: int, what: str) -> int:
     if k < 1:
         raise InvalidArgumentError(f"k is {k}; it must be at least 1.")
     if k > most:
-        reason = f"there are {most} {what}" if most < MAX_K else f"at most {MAX_K} are returned"
+        there = f"there {'is' if most == 1 else 'are'} {counted(most, what)}"
+        reason = there if most < MAX_K else f"at most {MAX_K} are returned"
         raise InvalidArgumentError(f"k is {k}, but {reason}.")
     return k

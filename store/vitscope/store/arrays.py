@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -155,10 +157,13 @@ def create_array(path: Path, spec: ArraySpec) -> Array:
 
 
 def _not_written(name: str, error: Exception) -> NotWrittenError:
-    # TensorStore gives the number in its text only, which also holds the path.
     number = error.errno if isinstance(error, OSError) else None
-    full = number == errno.ENOSPC or f"os_error_code='{errno.ENOSPC}'" in str(error)
-    reason = "the disk is full" if full else "the disk refuses it"
+    # TensorStore gives the number in its text only.
+    if number is None and (told := re.search(r"os_error_code='(\d+)'", str(error))):
+        number = int(told[1])
+    reason = "the disk refuses it" + (f": {os.strerror(number)}" if number else "")
+    if number == errno.ENOSPC:
+        reason = "the disk is full"
     return NotWrittenError(f"Array {name} cannot be written; {reason}.")
 
 

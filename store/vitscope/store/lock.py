@@ -6,6 +6,7 @@ the death of the process that took it: nobody writes beside a worker that is lef
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -19,6 +20,9 @@ from vitscope.store.errors import StoreError
 _LEFT_OVER_SECONDS = 20.0
 """How long the workers of a dead process may take to notice that they are alone."""
 
+_NONE_HERE = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+"""What file systems without locks say."""
+
 
 class BusyIndexError(StoreError):
     """Another process is writing the index."""
@@ -26,11 +30,16 @@ class BusyIndexError(StoreError):
     exit_code = 3
 
 
+class NoLocksError(StoreError):
+    """The file system cannot keep writers and readers of the index apart."""
+
+
 @contextmanager
 def writing(index: Path) -> Iterator[int]:
     """Be the only writer of the index at `index`, which must exist; gives the lock's descriptor.
 
-    Raises `BusyIndexError`, with the number of the process that has it, where it is taken.
+    Raises `BusyIndexError`, with the number of the process that has it, where it is taken, and
+    `NoLocksError` where the file system has no locks.
     """
     descriptor = os.open(index / layout.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -45,13 +54,36 @@ def writing(index: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
+def lock_alone(path: Path, descriptor: int) -> bool:
+    """Lock the open file `path` against everybody else; False where another has a lock on it.
+
+    Raises `NoLocksError` where the file system has no locks, or none for this file.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        # NFS lends a lock against everybody to whoever may write the file.
+        if error.errno == errno.EBADF:
+            raise NoLocksError(
+                f"{path} may not be written, and its file system locks no such file; give it "
+                "write permission and run the same command again."
+            ) from error
+        if error.errno in _NONE_HERE:
+            raise NoLocksError(
+                f"The file system of {path} has no locks ({error.strerror}), which keep the "
+                "writers and readers of an index apart; mount it with locks, or keep the index on "
+                "another."
+            ) from error
+        raise
+    return True
+
+
 def _take(index: Path, descriptor: int) -> None:
     deadline = time.monotonic() + _LEFT_OVER_SECONDS
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+    while not lock_alone(index / layout.LOCK, descriptor):
+        holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
         if _runs(holder) or time.monotonic() > deadline:
             raise BusyIndexError(
                 f"{index} is being written by process {holder or '?'}; wait for it or stop it."

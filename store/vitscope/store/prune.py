@@ -6,7 +6,7 @@ folder that the next call sweeps.
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
 import shutil
 from collections import Counter
@@ -19,7 +19,7 @@ from vitscope.store import layout
 from vitscope.store.errors import NotWrittenError, StoreError
 from vitscope.store.files import sync_directory
 from vitscope.store.generation import generation_names, open_generation
-from vitscope.store.lock import writing
+from vitscope.store.lock import lock_alone, writing
 
 _REMOVED = ".removed"
 
@@ -49,15 +49,16 @@ def prune(index: Path, *, keep: int = 0, dry_run: bool = False) -> Pruned:
 
     With `dry_run`, only say which. Raises `BusyIndexError` while the index is being written,
     `UnfinishedIndexError` where a run waits to be finished, `NotWrittenError` where the disk
-    refuses, and what `open_generation` raises: older generations stay while the published one
-    cannot be opened.
+    refuses, `NoLocksError` where nobody can tell what is being read, and what `open_generation`
+    raises: older generations stay while the published one cannot be opened.
     """
     current = open_generation(index).name
     try:
         return _prune(index, current, keep=keep, dry_run=dry_run)
     except OSError as error:
         raise NotWrittenError(
-            f"{index} cannot be pruned: {error.strerror} ({error.filename})."
+            f"{index} cannot be pruned: {error.strerror} ({error.filename or index}); mend that "
+            "and prune it again."
         ) from error
 
 
@@ -87,22 +88,27 @@ def _prune(index: Path, current: str, *, keep: int, dry_run: bool) -> Pruned:
 @contextmanager
 def _unread(generation: Path) -> Iterator[bool]:
     """Whether no process reads the generation; if so, none can begin to inside the block."""
+    manifest = generation / layout.MANIFEST
     try:
-        descriptor = os.open(generation / layout.MANIFEST, os.O_RDONLY)
+        descriptor = _open_to_lock(manifest)
     except FileNotFoundError:
         # Without a manifest nobody can open it.
         yield True
         return
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        free = False
-    else:
-        free = True
-    try:
-        yield free
+        yield lock_alone(manifest, descriptor)
     finally:
         os.close(descriptor)
+
+
+def _open_to_lock(path: Path) -> int:
+    try:
+        # NFS locks against everybody only what is open for writing.
+        return os.open(path, os.O_RDWR)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        return os.open(path, os.O_RDONLY)
 
 
 def _remove(generation: Path) -> None:

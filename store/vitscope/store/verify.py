@@ -10,6 +10,7 @@ from vitscope.store import layout
 from vitscope.store.files import digest_file
 from vitscope.store.generation import open_generation
 from vitscope.store.manifest import FileRecord
+from vitscope.store.text import counted
 
 _THREADS = 4
 
@@ -58,7 +59,7 @@ def _check(path: Path, name: str, record: FileRecord, *, deep: bool) -> str:
             return f"{name} is missing."
         size = path.stat().st_size
         if size != record.bytes:
-            return f"{name} has {size:,} bytes instead of {record.bytes:,}."
+            return f"{name} has {counted(size, 'byte')} instead of {record.bytes:,}."
         if not (deep or name.endswith("zarr.json") or name.startswith(f"{layout.SEALS}/")):
             return ""
         digest = digest_file(path)

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from vitscope.store.text import counted
+
 EXTRA = "indexer"
 
 
@@ -121,8 +123,9 @@ def _index(args: argparse.Namespace) -> int:
     manifest = generation.manifest
     size = sum(record.bytes for record in manifest.files.values())
     print(
-        f"Published {name} in {args.out}: {manifest.valid_rows:,} images, "
-        f"{len(manifest.layers)} layers, {size:,} bytes, {time.monotonic() - start:.1f} s."
+        f"Published {name} in {args.out}: {counted(manifest.valid_rows, 'image')}, "
+        f"{counted(len(manifest.layers), 'layer')}, {counted(size, 'byte')}, "
+        f"{time.monotonic() - start:.1f} s."
     )
     invalid = (~generation.rows.valid).nonzero()[0]
     if len(invalid):

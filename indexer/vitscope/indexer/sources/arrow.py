@@ -20,6 +20,7 @@ from vitscope.indexer.errors import SourceError
 from vitscope.indexer.sources.lazy import first_line, pyarrow
 from vitscope.indexer.sources.rows import RowListBuilder, Source
 from vitscope.indexer.sources.texts import utf8
+from vitscope.store.text import counted
 
 STATE, INFO, SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
@@ -196,7 +197,7 @@ def _label_column(
         if not isinstance(value, int) or not 0 <= value < len(names):
             raise SourceError(
                 f"Column {column!r} of {folder} holds the label {value}, "
-                f"but the data set names {len(names)} labels only."
+                f"but the data set names {counted(len(names), 'label')} only."
             )
         return utf8(str(names[value])) or None
 

@@ -12,6 +12,8 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from vitscope.store.text import counted
+
 _BLOCK = 512
 _HEADER_BYTES = 1 << 20
 """A longer name or pax header is taken for damage."""
@@ -96,7 +98,7 @@ class Archive:
                 sparse = extended.sparse or self._for_all.sparse
                 yield Member(name, start, size, _refusal(name, kind, sparse=sparse, cut=cut))
             if self._place > self._length:
-                self.fault = f"it is cut off after {self._length:,} bytes"
+                self.fault = f"it is cut off after {counted(self._length, 'byte')}"
                 return
 
     def _next_header(self) -> tuple[tarfile.TarInfo, _Extended] | None:
@@ -125,7 +127,7 @@ class Archive:
             return ""
         if not self._length:
             return "it is empty"
-        return f"it is cut off after {self._length:,} bytes"
+        return f"it is cut off after {counted(self._length, 'byte')}"
 
     def _bytes(self, size: int) -> bytes:
         if not 0 <= size <= _HEADER_BYTES:

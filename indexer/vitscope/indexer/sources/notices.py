@@ -23,7 +23,7 @@ class Notices:
     def sentences(self) -> tuple[str, ...]:
         """All there is to say."""
         counted = (
-            f"Left out: {count:,} {what}, the first {self._first[what]}."
+            f"Left out ({count:,}): {what}, the first {self._first[what]}."
             for what, count in self._counts.items()
         )
         return (*self._said, *counted)

@@ -25,6 +25,7 @@ from vitscope.indexer.sources.boxlist import (
 from vitscope.indexer.sources.files import file_size, read_file
 from vitscope.indexer.sources.lazy import first_line, pyarrow
 from vitscope.indexer.sources.rows import RowListBuilder, Source
+from vitscope.store.text import counted
 
 _CORNERS = ("x0", "y0", "x1", "y1")
 _COLUMNS = ("path", "label", *_CORNERS, "boxes")
@@ -158,8 +159,8 @@ def _csv_lines(path: Path) -> Iterator[_Line]:
                     continue
                 if len(cells) != len(header):
                     raise SourceError(
-                        f"{path}, line {number}: there are {len(cells)} cells under "
-                        f"{len(header)} columns."
+                        f"{path}, line {number}: it has {counted(len(cells), 'cell')} under "
+                        f"{counted(len(header), 'column')}."
                     )
                 pairs = zip(header, cells, strict=True)
                 yield number, {name: cell for name, cell in pairs if name in _COLUMNS}

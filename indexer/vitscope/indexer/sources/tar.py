@@ -26,6 +26,7 @@ from vitscope.indexer.sources.members import Archive, Member
 from vitscope.indexer.sources.notices import Notices
 from vitscope.indexer.sources.rows import RowListBuilder, Source
 from vitscope.indexer.sources.texts import utf8
+from vitscope.store.text import counted
 
 _SIDECARS = ("cls", "json")
 _SIDECAR_BYTES = 16 << 20
@@ -131,8 +132,8 @@ class _Indexer:
         if archive.fault:
             found = len(self.rows) - before
             self._notices.say(
-                f"{path} is not a whole archive ({archive.fault}); the {found:,} pictures up to "
-                "there are rows, and any behind it are missing."
+                f"{path} is not a whole archive ({archive.fault}); it gives "
+                f"{counted(found, 'picture')}, and any behind the fault are missing."
             )
 
     def _add_sample(self, shard: str, descriptor: int, sample: Sequence[Member]) -> None:

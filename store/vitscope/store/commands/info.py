@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitscope.store.text import counted
+
 if TYPE_CHECKING:
     from vitscope.store.generation import Generation
 
@@ -51,15 +53,16 @@ def _as_text(generation: Generation) -> str:
     model = manifest.model
     height, width = model.input_size
     size = sum(record.bytes for record in manifest.files.values())
+    threads = counted(manifest.threads, "thread") if manifest.threads else "no threads"
     lines = [
         f"generation  {generation.name}",
         f"model       {model.name}, {model.weights_source} weights {model.weights_sha256[:16]}",
         f"input       {height} x {width} pixels, {model.dtype}, batches of {manifest.batch_size}",
-        f"units       {manifest.unit_rows:,} images, {manifest.threads or 'no'} threads fixed, "
-        f"pictures of {manifest.thumbnail_size} pixels",
+        f"units       {counted(manifest.unit_rows, 'image')}, {threads} fixed, "
+        f"pictures of {counted(manifest.thumbnail_size, 'pixel')}",
         f"rows        {manifest.rows:,}, {manifest.valid_rows:,} of them valid",
-        f"size        {len(manifest.files)} files, {size:,} bytes",
-        *([f"saturated   {manifest.saturated:,} scores"] if manifest.saturated else []),
+        f"size        {counted(len(manifest.files), 'file')}, {counted(size, 'byte')}",
+        *([f"saturated   {counted(manifest.saturated, 'score')}"] if manifest.saturated else []),
         "",
         f"{'layer':<20} {'channels':>8} {'prefix':<19} {'grid':>7}  {'poolings':<13} maps kept",
     ]

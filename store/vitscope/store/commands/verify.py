@@ -8,6 +8,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from vitscope.store.text import counted
+
 EXTRA = "store"
 
 
@@ -31,9 +33,9 @@ def run(args: argparse.Namespace) -> int:
         how = "every byte read" if args.deep else "sizes and metadata checked; --deep reads it all"
         count = len(result.problems)
         sound = "sound" if args.deep else "nothing amiss"
-        state = f"{count} problem{'s' * (count > 1)}" if count else sound
+        state = counted(count, "problem") if count else sound
         print(
-            f"Generation {result.generation}: {result.files} files, {result.bytes:,} bytes, "
-            f"{state} ({how})."
+            f"Generation {result.generation}: {counted(result.files, 'file')}, "
+            f"{counted(result.bytes, 'byte')}, {state} ({how})."
         )
     return 4 if result.problems else 0
