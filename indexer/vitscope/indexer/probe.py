@@ -30,7 +30,7 @@ _SHIFT = 0.25
 """Cells by which measured centres lie beside the arithmetic of strides before they are believed
 more: where paths of other strides meet (a ResNet's shortcuts), one path's is not the truth."""
 _FURTHEST = 0.9
-"""Cells that any centre may be off: overlapping windows of random weights take 0.7, a neighbour 1."""
+"""Cells that any centre may be off: overlapping windows take up to 0.7, a neighbour 1."""
 _SPREAD = 0.5
 """And the root of the mean square of all."""
 
