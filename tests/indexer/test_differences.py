@@ -90,7 +90,7 @@ def test_every_field_of_a_plan_has_a_name_for_people() -> None:
 @pytest.mark.parametrize("path", PATHS)
 def test_every_field_is_told_by_its_name_alone(path: tuple[Any, ...]) -> None:
     name = "__".join(part for part in path if part != 0)
-    value = PLAN
+    value: Any = PLAN
     for part in path:
         value = value[part]
     many = isinstance(value, list)

@@ -125,12 +125,12 @@ def _create(name: str, weights: Weights, img_size: Size | None) -> nn.Module:
         arguments["pretrained_cfg_overlay"] = {"file": str(weights.checkpoint)}
     torch.manual_seed(0)
     if weights.random:
-        return _build(name, pretrained=False, **arguments)
+        return build(name, pretrained=False, **arguments)
     # The hub's client tells of every retry; one sentence at the end says it all.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     with _recorded_loads() as loads:
         try:
-            module = _build(name, pretrained=True, **arguments)
+            module = build(name, pretrained=True, **arguments)
         except ModelError:
             raise
         except Exception as error:
@@ -139,7 +139,8 @@ def _create(name: str, weights: Weights, img_size: Size | None) -> nn.Module:
     return module
 
 
-def _build(name: str, **arguments: Any) -> nn.Module:
+def build(name: str, **arguments: Any) -> nn.Module:
+    """`timm.create_model`; raises `ModelError` where a model cannot have the `img_size` given."""
     try:
         module: nn.Module = timm.create_model(name, **arguments)
     except TypeError as error:

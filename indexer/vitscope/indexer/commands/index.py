@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+from vitscope.indexer.commands._size import size
 from vitscope.store.text import counted
 
 EXTRA = "indexer"
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--img-size",
-        type=_size,
+        type=size,
         metavar="N|HxW",
         help="side, or height and width, of the model's input in pixels",
     )
@@ -135,16 +136,6 @@ def _index(args: argparse.Namespace) -> int:
         if len(invalid) > 20:
             print("  … `vitscope info --json` lists them all.")
     return 0
-
-
-def _size(text: str) -> tuple[int, int]:
-    """`224`, or `192x256` for height and width."""
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no size; give pixels such as 224, or height x width such as 192x256"
-        )
-    return int(sides[0]), int(sides[-1])
 
 
 def _names(listed: str) -> tuple[str, ...]:
