@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vitscope.indexer.layers import CapturedLayer
+from vitscope.store.manifest import TokenLayout
 
-THUMBNAIL_BYTES = 17_000
-"""Of a stored picture of 256 pixels, over the pictures of ImageNet."""
 _HALF, _SINGLE, _ROW = 2, 4, 8
 
 
@@ -20,19 +19,29 @@ class Cost:
     """An image, with retention `top`: scores in both directions, and the vectors of its
     neighbours."""
     image_all: int
-    """What retention `all` adds for an image where every layer has it."""
+    """What retention `all` adds for an image."""
     once: int
     """Whatever the number of images: top images with their maps, and correlations."""
 
 
+def layer_cost(channels: int, tokens: TokenLayout, poolings: int, top_k: int) -> Cost:
+    """The cost of one layer with so many poolings."""
+    best = top_k * (tokens.height * tokens.width * _HALF + _ROW + _HALF)
+    return Cost(
+        image=channels * (2 * _HALF * poolings + _SINGLE),
+        image_all=channels * tokens.tokens * _HALF,
+        once=channels * (poolings * best + channels * _SINGLE),
+    )
+
+
 def cost(layers: Iterable[CapturedLayer], top_k: int) -> Cost:
     """The cost of an index of these layers with every pooling they can have."""
-    image = image_all = once = 0
-    for layer in layers:
-        tokens, channels = layer.tokens, layer.channels
-        poolings = len(tokens.poolings)
-        image += channels * (2 * _HALF * poolings + _SINGLE)
-        image_all += channels * tokens.tokens * _HALF
-        maps = tokens.height * tokens.width * _HALF + _ROW + _HALF
-        once += channels * (poolings * top_k * maps + channels * _SINGLE)
-    return Cost(image, image_all, once)
+    costs = [
+        layer_cost(layer.channels, layer.tokens, len(layer.tokens.poolings), top_k)
+        for layer in layers
+    ]
+    return Cost(
+        image=sum(each.image for each in costs),
+        image_all=sum(each.image_all for each in costs),
+        once=sum(each.once for each in costs),
+    )

@@ -80,6 +80,16 @@ class Worker:
             self._advance(len(batch))
         self._write(unit, records, thumbnails)
 
+    def rehearse(self, rows: range) -> int:
+        """Decode, run and reduce images of `rows` and write nothing; gives bytes of pictures."""
+        for reduction in self._reductions:
+            reduction.start_unit(len(rows))
+        pictures = 0
+        for start, batch in self._batches(rows):
+            self._forward(batch, start, start - rows.start)
+            pictures += sum(len(picture.thumbnail) for picture in batch)
+        return pictures
+
     def _carry(self, base: Base, rows: range) -> None:
         """Take over what the base's last unit has of rows that share a shard with new ones."""
         mine = slice(rows.start, rows.stop)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vitscope.indexer.commands._size import size
+from vitscope.indexer.commands._options import size
 
 if TYPE_CHECKING:
     from vitscope.indexer.survey import Surveyed
@@ -84,7 +84,7 @@ def _print_table(surveyed: Iterator[Surveyed]) -> None:
     from vitscope.indexer.cost import cost
     from vitscope.indexer.modelpage import grids, prefixes, widths
 
-    row = "{:<44} {:>7}  {:>9}  {:>6}  {:<22} {:<24} {:<12} {:>9} {:>9} {:>8}"
+    row = "{:<40} {:>7}  {:>9}  {:>6}  {:<22}  {:<26}  {:<12} {:>7} {:>7} {:>7}"
     heads = ("layers", "channels", "grids", "prefix", "top KB", "all MB", "once MB")
     print(row.format("model", "M param", "input", *heads).rstrip())
     refused = []

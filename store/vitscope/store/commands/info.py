@@ -54,6 +54,7 @@ def _as_text(generation: Generation) -> str:
     height, width = model.input_size
     size = sum(record.bytes for record in manifest.files.values())
     threads = counted(manifest.threads, "thread") if manifest.threads else "no threads"
+    wide = max(len(layer.name) for layer in manifest.layers)
     lines = [
         f"generation  {generation.name}",
         f"model       {model.name}, {model.weights_source} weights {model.weights_sha256[:16]}",
@@ -64,13 +65,13 @@ def _as_text(generation: Generation) -> str:
         f"size        {counted(len(manifest.files), 'file')}, {counted(size, 'byte')}",
         *([f"saturated   {counted(manifest.saturated, 'score')}"] if manifest.saturated else []),
         "",
-        f"{'layer':<20} {'channels':>8} {'prefix':<19} {'grid':>7}  {'poolings':<13} maps kept",
+        f"{'layer':<{wide}} {'channels':>8} {'prefix':<19} {'grid':>7}  {'poolings':<13} maps kept",
     ]
     for layer in manifest.layers:
         tokens = layer.tokens
         prefix = "+".join(tokens.prefix) or "none"
         lines.append(
-            f"{layer.name:<20} {layer.channels:>8} {prefix:<19} "
+            f"{layer.name:<{wide}} {layer.channels:>8} {prefix:<19} "
             f"{f'{tokens.height}x{tokens.width}':>7}  {','.join(layer.poolings):<13} "
             f"{'all' if layer.dense else f'top {layer.top_k} of each channel and pooling'}"
             f"{', prefix tokens of all' if layer.dense_prefix else ''}"

@@ -1,0 +1,170 @@
+"""What an indexing run will take: bytes, memory and time, from a short probe of it."""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vitscope.indexer.cost import layer_cost
+from vitscope.indexer.job import Job, prepare
+from vitscope.indexer.options import Options
+from vitscope.indexer.unit import Worker
+from vitscope.indexer.work import Work
+from vitscope.store.manifest import LayerRecord
+
+_SECONDS = 10.0
+"""How long the probe goes on taking batches."""
+_BATCHES = 8
+"""At most."""
+_DISK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A run before it is begun."""
+
+    job: Job
+    images: int
+    units: int
+    probed: int
+    """Images that the probe took."""
+    bytes_image: int
+    """On the disk: scores, neighbours, retained activations and the picture of an image."""
+    bytes_once: int
+    """Top images with their maps and correlations, whatever the number of images."""
+    memory: int
+    """Peak of a process in bytes."""
+    device_memory: int
+    """Peak on the accelerator in bytes; 0 without one."""
+    seconds: float
+    """Of decoding, forward and reduction of all images by all workers, without the merge."""
+    images_per_second: float
+    """Mean of the whole run, of all workers."""
+    disk_bytes_per_second: float
+    """Of one fsynced file in the output's folder."""
+
+    @property
+    def bytes(self) -> int:
+        """The whole index."""
+        return self.images * self.bytes_image + self.bytes_once
+
+
+def estimate(options: Options, advance: Callable[[int], None] = lambda done: None) -> Estimate:
+    """Probe a run of `options` for some seconds; writes nothing but a test file that goes again.
+
+    Raises `IndexingError` as the run itself would.
+    """
+    options.check()
+    job = prepare(options)
+    rows = job.plan.rows
+    probed, first, again, pictures = _probe(job, advance)
+    kept = job.plan.layers
+    seconds = _whole(rows, probed, first, again, min(options.top_k, rows)) / options.workers
+    unit = min(job.plan.unit_rows, rows)
+    return Estimate(
+        job=job,
+        images=rows,
+        units=len(job.plan.units),
+        probed=probed,
+        bytes_image=sum(_cost(layer)[0] for layer in kept) + pictures // probed,
+        bytes_once=sum(_cost(layer)[1] for layer in kept),
+        memory=_peak_memory() + sum(_unit_bytes(layer, unit) for layer in kept),
+        device_memory=_device_memory(job.device),
+        seconds=seconds,
+        images_per_second=rows / seconds,
+        disk_bytes_per_second=_disk_rate(options.out.absolute().parent),
+    )
+
+
+def _probe(job: Job, advance: Callable[[int], None]) -> tuple[int, float, float, int]:
+    """Images taken, seconds of the first time and of a second, bytes of their pictures.
+
+    The first time every image is among the best so far; the second time none is.
+    """
+    size = job.plan.batch_size
+    layers = tuple(replace(layer, dense=False) for layer in job.plan.layers)
+    job = replace(job, plan=replace(job.plan, layers=layers))
+    worker = Worker(job, Work(Path(), job.plan), lambda done: None)
+    try:
+        with torch.inference_mode():
+            # What is done once in a process is not to be counted.
+            blank = torch.zeros(min(size, job.plan.rows), 3, *job.model.input_size)
+            job.model.module(blank.to(job.device, job.model.dtype))
+        taken = pictures = 0
+        first = again = 0.0
+        while taken < job.plan.rows and taken < _BATCHES * size and first + again < _SECONDS:
+            rows = range(taken, min(taken + size, job.plan.rows))
+            start = time.monotonic()
+            pictures += worker.rehearse(rows)
+            _wait(job.device)
+            middle = time.monotonic()
+            worker.rehearse(rows)
+            _wait(job.device)
+            first += middle - start
+            again += time.monotonic() - middle
+            taken = rows.stop
+            advance(taken)
+    finally:
+        worker.close()
+    return taken, first, again, pictures
+
+
+def _whole(rows: int, probed: int, first: float, again: float, top_k: int) -> float:
+    """Seconds of all `rows`: each costs what it did the second time, entrants more.
+
+    In random order K (1 + ln(N / K)) of N images enter a channel's best K.
+    """
+
+    def entrants(count: int) -> float:
+        return count if count <= top_k else top_k * (1 + math.log(count / top_k))
+
+    entering = max(0.0, first - again) / entrants(probed)
+    return rows * min(first, again) / probed + entering * entrants(rows)
+
+
+def _cost(layer: LayerRecord) -> tuple[int, int]:
+    """Bytes of a layer for an image, and whatever the number of images."""
+    tokens = layer.tokens
+    cost = layer_cost(layer.channels, tokens, len(layer.poolings), layer.top_k)
+    prefix = layer.channels * len(tokens.prefix) * 2 * layer.dense_prefix
+    return cost.image + (cost.image_all if layer.dense else prefix), cost.once
+
+
+def _unit_bytes(layer: LayerRecord, rows: int) -> int:
+    """Scores of a unit in both directions, and two shards of dense activations, until written."""
+    scores = 4 * layer.channels * rows * len(layer.poolings)
+    return scores + 4 * min(rows, 64) * layer.channels * layer.tokens.tokens * layer.dense
+
+
+def _peak_memory() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _device_memory(device: str) -> int:
+    return int(torch.cuda.max_memory_allocated(device)) if device.startswith("cuda") else 0
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def _disk_rate(folder: Path) -> float:
+    data = np.random.default_rng(0).bytes(_DISK_BYTES)
+    start = time.monotonic()
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return _DISK_BYTES / (time.monotonic() - start)
