@@ -153,7 +153,7 @@ def test_bad_files_are_listed_and_the_run_goes_on(
 
 
 NO_POOLING = "--poolings names 'median', which is no pooling; choose from mean, max, cls."
-NO_CLASS = "--poolings names 'cls', but the model has no class token; it can have mean, max."
+NO_CLASS = "--poolings names 'cls', but the model has no class token; it has mean, max."
 WRONG = [
     # arguments after the model, a word of the sentence
     (["--model", "no_such_vit"], "knows no model"),
@@ -162,7 +162,7 @@ WRONG = [
     # 15 patches of 16 pixels: 255 can be divided by their number and not by their size.
     (["--model", "test_vit", "--img-size", "255"], "such as 256"),
     (["--model", "test_vit", "--img-size", "-3"], "--img-size"),
-    (["--model", "resnet18", "--img-size", "64"], "takes no --img-size"),
+    (["--model", "convit_tiny", "--img-size", "64x96"], "a forward of 64x96 pixels fails"),
     (["--model", "test_vit", "--top-k", "0"], "--top-k must be at least 1"),
     (["--model", "test_vit", "--batch-size", "0"], "--batch-size"),
     (["--model", "test_vit", "--batch-size", "5", "--unit-rows", "8"], "multiple of"),

@@ -84,11 +84,9 @@ def _traced(model: nn.Module, name: str, input_size: Size, forward: Callable[[],
         found = forward()
     # Whatever a model raises on a size that it cannot take.
     except Exception as error:
-        what = str(error).strip().splitlines()
-        raise _refused(
-            name,
-            f"a forward of {_pixels(input_size)} pixels fails ({what[0] if what else error!r})",
-        ) from error
+        what = str(error).strip().splitlines() or [repr(error)]
+        why = what[0].partition(". ")[0].rstrip(".")
+        raise _refused(name, f"a forward of {_pixels(input_size)} pixels fails ({why})") from error
     if not found.calls:
         raise _refused(
             name, "it has no transformer feed-forward blocks with a last projection (fc2)"

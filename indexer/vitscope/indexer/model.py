@@ -140,15 +140,13 @@ def _create(name: str, weights: Weights, img_size: Size | None) -> nn.Module:
 
 
 def build(name: str, **arguments: Any) -> nn.Module:
-    """`timm.create_model`; raises `ModelError` where a model cannot have the `img_size` given."""
+    """`timm.create_model`, also with an `img_size` where the model has no such argument."""
     try:
         module: nn.Module = timm.create_model(name, **arguments)
     except TypeError as error:
         if "img_size" not in str(error):
             raise
-        if timm.get_pretrained_cfg_value(name, "fixed_input_size"):
-            raise ModelError(f"{name} takes no --img-size; leave it out.") from error
-        # It takes pictures of any size, or the first forward tells that it does not.
+        # It takes pictures of any size as it is, or its first forward will tell.
         del arguments["img_size"]
         module = timm.create_model(name, **arguments)
     return module

@@ -104,7 +104,7 @@ def options_from(args: argparse.Namespace, out: Path, *, append: bool = False) -
 def size(text: str) -> tuple[int, int]:
     """`224`, or `192x256` for height and width."""
     sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+    if len(sides) > 2 or not all(side.removeprefix("-").isdecimal() for side in sides):
         raise argparse.ArgumentTypeError(
             f"{text!r} is no size; give pixels such as 224, or height x width such as 192x256"
         )
