@@ -52,6 +52,8 @@ def test_models_probes_where_it_is_asked(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_an_unknown_model_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "pit_ti_224", "--img-size", "0"]) == 3
+    assert capsys.readouterr().err == "vitscope: --img-size must be at least 1 pixel.\n"
     assert main(["models", "nonesuch"]) == 3
     assert capsys.readouterr().err == "vitscope: timm has no model that matches 'nonesuch'.\n"
 

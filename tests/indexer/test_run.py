@@ -163,6 +163,7 @@ WRONG = [
     (["--model", "test_vit", "--img-size", "255"], "such as 256"),
     (["--model", "test_vit", "--img-size", "-3"], "--img-size"),
     (["--model", "convit_tiny", "--img-size", "64x96"], "a forward of 64x96 pixels fails"),
+    (["--model", "twins_svt_small", "--img-size", "50"], "cannot be made for 50x50 pixels"),
     (["--model", "test_vit", "--top-k", "0"], "--top-k must be at least 1"),
     (["--model", "test_vit", "--batch-size", "0"], "--batch-size"),
     (["--model", "test_vit", "--batch-size", "5", "--unit-rows", "8"], "multiple of"),

@@ -140,7 +140,10 @@ def _create(name: str, weights: Weights, img_size: Size | None) -> nn.Module:
 
 
 def build(name: str, **arguments: Any) -> nn.Module:
-    """`timm.create_model`, also with an `img_size` where the model has no such argument."""
+    """`timm.create_model`, also with an `img_size` where the model has no such argument.
+
+    Raises `ModelError` for a size that the model cannot have.
+    """
     try:
         module: nn.Module = timm.create_model(name, **arguments)
     except TypeError as error:
@@ -149,6 +152,13 @@ def build(name: str, **arguments: Any) -> nn.Module:
         # It takes pictures of any size as it is, or its first forward will tell.
         del arguments["img_size"]
         module = timm.create_model(name, **arguments)
+    except AssertionError as error:
+        if "img_size" not in arguments:
+            raise
+        height, width = arguments["img_size"]
+        raise ModelError(
+            f"{name} cannot be made for {height}x{width} pixels ({str(error).rstrip('.')})."
+        ) from error
     return module
 
 

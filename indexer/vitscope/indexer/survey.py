@@ -64,8 +64,7 @@ def survey(name: str, *, img_size: Size | None = None, probe_up_to: int = 0) -> 
     left_out: Sequence[LeftOut] = ()
     refused, probed = "", False
     try:
-        with torch.device("meta"):
-            model = _make(name, img_size)
+        model = _bare(name, img_size)
         parameters = sum(each.numel() for each in model.parameters())
         config: Any = timm.get_pretrained_cfg(name)
         input_size = img_size or tuple(config.input_size[1:])
@@ -78,6 +77,16 @@ def survey(name: str, *, img_size: Size | None = None, probe_up_to: int = 0) -> 
     return Surveyed(
         name, family_of(name), parameters, input_size, layers, left_out, refused, probed
     )
+
+
+def _bare(name: str, img_size: Size | None) -> nn.Module:
+    """The model without memory for its weights, where timm can make it so."""
+    try:
+        with torch.device("meta"):
+            return _make(name, img_size)
+    except (RuntimeError, NotImplementedError):
+        # Some models, and most of them before timm 1.0.23, compute while they are made.
+        return _make(name, img_size)
 
 
 def _make(name: str, img_size: Size | None) -> nn.Module:

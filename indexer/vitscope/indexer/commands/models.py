@@ -49,9 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Look at every model, and print what was seen."""
-    from vitscope.indexer.errors import ModelError
+    from vitscope.indexer.errors import IndexingError, ModelError
     from vitscope.indexer.survey import names
 
+    if args.img_size and min(args.img_size) < 1:
+        raise IndexingError("--img-size must be at least 1 pixel.")
     found = names(args.pattern, families=args.families)
     if not found:
         which = " of these families" if args.families else ""
