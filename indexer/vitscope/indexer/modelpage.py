@@ -26,9 +26,9 @@ Made by `{command}` with timm {timm}. A model of timm can be indexed where
   own part of the picture, at the place that its layout says, and every prefix token with its own
   parameter.
 
-No list of names decides. Of the {count} models in the files below, {taken} can be indexed and
-{refused} are refused. {probed} were probed with random weights; of the larger ones the shapes of
-a forward were looked at (`vitscope index` probes every model that it is given).
+No list of names decides. Of the {count} models in the files below, {taken} can be indexed
+(refused: {refused}). {probed} were probed with random weights; of the larger ones the shapes of a
+forward were looked at (`vitscope index` probes every model that it is given).
 
 Columns: millions of parameters; input in pixels; channels (hidden width) and grids of the layers
 from the first to the last; prefix tokens; KB that an image takes under retention `top`; MB that

@@ -80,6 +80,8 @@ def _survey(names: Sequence[str], args: argparse.Namespace) -> Iterator[Surveyed
         yield survey(name, img_size=args.img_size, probe_up_to=args.probe)
         if progress:
             progress.advance(1)
+    if progress:
+        progress.finish()
 
 
 def _print_table(surveyed: Iterator[Surveyed]) -> None:
