@@ -69,7 +69,9 @@ def test_every_family_has_models() -> None:
 def test_the_page_holds_every_model() -> None:
     surveyed = [survey(name) for name in ("convit_tiny", "mixer_s32_224")]
     text = page(surveyed, 32)
-    assert "Of the 2 models in the files below, 1 can be indexed\n(refused: 1). 0 were probed" in text
+    assert (
+        "Of the 2 models in the files below, 1 can be indexed\n(refused: 1). 0 were probed" in text
+    )
     assert "| `convit_tiny` | 5.5 | 224 × 224 | 12 | 768 | 14x14 | none, cls |" in text
     assert "Refused: mixer_s32_224 cannot be indexed: its forward" in text
 
