@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import timm
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vitscope.indexer.capture import capture
 from vitscope.indexer.errors import ModelError
+from vitscope.indexer.grids import Grids, Size
 from vitscope.indexer.layers import declared_layers, find_layers
 
 
@@ -114,6 +117,36 @@ def test_tokens_out_of_order_are_noticed(name: str) -> None:
     model.patch_embed.forward = lambda x: embed(x)[:, order]  # type: ignore[union-attr]
     with pytest.raises(ModelError, match="a probe finds its tokens elsewhere"):
         find_layers(model, "scrambled", (64, 64))
+
+
+def test_a_picture_that_the_model_pads_keeps_its_cells() -> None:
+    """Of 212 pixels the last patches lie partly in what the forward adds at the end."""
+    model: Any = VisionTransformer(
+        depth=2, num_classes=0, dynamic_img_size=True, dynamic_img_pad=True
+    ).eval()
+    model.pretrained_cfg = {"input_size": (3, 212, 212)}
+    tokens = find_layers(model, "padded", (212, 212))[0].tokens
+    assert (tokens.height, tokens.cell_height, tokens.top) == (14, 16, 0)
+
+
+def test_grids_that_the_model_pads_keep_their_cells() -> None:
+    """DaViT adds cells where a grid is to be halved: 58, 29 and one, 15 and one, 8."""
+    layers = find_layers(make("davit_tiny"), "davit_tiny", (232, 200))
+    found = dict.fromkeys((layer.tokens.height, layer.tokens.cell_height) for layer in layers)
+    assert list(found) == [(58, 4), (29, 8), (15, 16), (8, 32)]
+
+
+def test_cells_of_another_size_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    passed = Grids.passed
+
+    def wrong(self: Grids, module: nn.Module, size: Size, out: Size) -> None:
+        passed(self, module, size, out)
+        rows, columns = self._known[out]
+        self._known[out] = replace(rows, step=rows.step * 0.94), columns
+
+    monkeypatch.setattr(Grids, "passed", wrong)
+    with pytest.raises(ModelError, match="to be of another size"):
+        find_layers(make("vit_tiny_patch16_224"), "vit_tiny_patch16_224", (224, 224))
 
 
 def test_prefix_tokens_in_another_order_are_noticed() -> None:

@@ -108,6 +108,14 @@ def test_a_plan_is_told_in_lines(pictures: Path, capsys: pytest.CaptureFixture[s
     assert "in each of 2 processes" in said[3]
 
 
+def test_a_plan_where_nothing_can_be_written_is_one_sentence(
+    pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *RUN, "--data", str(pictures), "--out", "/proc/index"]) == 3
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("vitscope: Writing to /proc/index failed")
+
+
 def test_a_plan_of_what_cannot_be_indexed_is_one_sentence(
     pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

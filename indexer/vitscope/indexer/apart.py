@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-_SOFTMAX = (torch.softmax, torch.Tensor.softmax, functional.softmax)
+_SOFTMAX = (torch.softmax, torch.Tensor.softmax, torch.special.softmax, functional.softmax)
 
 
 class Apart(TorchFunctionMode):
@@ -35,7 +35,8 @@ class Apart(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is functional.scaled_dot_product_attention:
             self.attention += 1
-            query, value = args[0], args[2]
+            named = dict(zip(("query", "key", "value"), args, strict=False)) | dict(kwargs)
+            query, value = named["query"], named["value"]
             return query.new_zeros(*query.shape[:-1], value.shape[-1])
         if func is functional.conv2d and len(args) == 7:
             return _unmixed(*args)

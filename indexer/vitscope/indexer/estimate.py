@@ -18,6 +18,7 @@ import torch
 from vitscope.indexer.cost import layer_cost
 from vitscope.indexer.job import Job, prepare
 from vitscope.indexer.options import Options
+from vitscope.indexer.refusals import telling
 from vitscope.indexer.unit import Worker
 from vitscope.indexer.work import Work
 from vitscope.store.manifest import LayerRecord
@@ -62,9 +63,12 @@ class Estimate:
 def estimate(options: Options, advance: Callable[[int], None] = lambda done: None) -> Estimate:
     """Probe a run of `options` for some seconds; writes nothing but a test file that goes again.
 
-    Raises `IndexingError` as the run itself would.
+    Raises `IndexingError` for options, pictures and models that the run would refuse; what `out`
+    holds does not matter.
     """
     options.check()
+    with telling(options.out):
+        disk = _disk_rate(options.out)
     job = prepare(options)
     rows = job.plan.rows
     probed, first, again, pictures = _probe(job, advance)
@@ -82,7 +86,7 @@ def estimate(options: Options, advance: Callable[[int], None] = lambda done: Non
         device_memory=_device_memory(job.device),
         seconds=seconds,
         images_per_second=rows / seconds,
-        disk_bytes_per_second=_disk_rate(options.out.absolute().parent),
+        disk_bytes_per_second=disk,
     )
 
 
@@ -160,7 +164,8 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def _disk_rate(folder: Path) -> float:
+def _disk_rate(out: Path) -> float:
+    folder = out if out.is_dir() else out.absolute().parent
     data = np.random.default_rng(0).bytes(_DISK_BYTES)
     start = time.monotonic()
     with tempfile.TemporaryFile(dir=folder) as file:

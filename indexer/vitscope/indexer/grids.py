@@ -17,6 +17,8 @@ STRIDED = (nn.Conv2d, nn.AvgPool2d, nn.MaxPool2d)
 Size: TypeAlias = "tuple[int, int]"
 """Height and width."""
 
+_PADDED_CELLS, _PADDED = 2, 31
+"""Cells of a grid, and pixels of a picture, that a model may add for a window or patch to fit."""
 _MOST_UNEVEN = 1.25
 """How many times longer than wide cells may be that nothing but their number tells of."""
 
@@ -67,11 +69,11 @@ class Grids:
     def at(self, size: Size) -> Cells | None:
         """Cells of a grid; None where `size` is none that the picture could have.
 
-        One that came about without a window (a merging of neighbours, a resized picture) is taken
-        for whole cells of the latest grid that has so many times as many, or for an even one.
+        One that came about without a window is taken for a known one with a few cells added at its
+        end, for whole cells of the latest grid that has so many times as many, or for an even one.
         """
         if size not in self._known:
-            cells = self._merged(size) or self._even(size)
+            cells = self._padded(size) or self._merged(size) or self._even(size)
             if cells is None:
                 return None
             self._note(size, cells)
@@ -80,6 +82,12 @@ class Grids:
     def _note(self, size: Size, cells: Any) -> None:
         self._known.pop(size, None)
         self._known[size] = cells
+
+    def _padded(self, size: Size) -> Cells | None:
+        for known, most in [*((each, _PADDED_CELLS) for each in self), (self._input, _PADDED)]:
+            if all(0 <= s - k <= most for s, k in zip(size, known, strict=True)):
+                return self._known[known]
+        return None
 
     def _merged(self, size: Size) -> Cells | None:
         for known in self:

@@ -86,7 +86,10 @@ def _traced(model: nn.Module, name: str, input_size: Size, forward: Callable[[],
     except Exception as error:
         what = str(error).strip().splitlines() or [repr(error)]
         why = what[0].partition(". ")[0].rstrip(".")
-        raise _refused(name, f"a forward of {_pixels(input_size)} pixels fails ({why})") from error
+        raise _refused(
+            name,
+            f"a forward of {_pixels(input_size)} pixels fails ({why}); give another --img-size",
+        ) from error
     if not found.calls:
         raise _refused(
             name, "it has no transformer feed-forward blocks with a last projection (fc2)"
@@ -103,7 +106,8 @@ def _check_rim(model: nn.Module, name: str, input_size: Size) -> None:
     """
     own = tuple(getattr(model, "pretrained_cfg", {}).get("input_size", ())[1:])
     patches = next((each for each in model.modules() if isinstance(each, nn.Conv2d)), None)
-    if patches is None or input_size == own:
+    # Other kinds of convolution pad in their forward what is missing.
+    if type(patches) is not nn.Conv2d or input_size == own:
         return
     if (whole := without_rim(patches, input_size)) != input_size:
         raise ModelError(

@@ -156,8 +156,9 @@ def build(name: str, **arguments: Any) -> nn.Module:
         if "img_size" not in arguments:
             raise
         height, width = arguments["img_size"]
+        why = str(error).rstrip(".") or "timm refuses"
         raise ModelError(
-            f"{name} cannot be made for {height}x{width} pixels ({str(error).rstrip('.')})."
+            f"{name} cannot be made for {height}x{width} pixels ({why}); give another --img-size."
         ) from error
     return module
 

@@ -31,6 +31,8 @@ _SHIFT = 0.25
 more: where paths of other strides meet (a ResNet's shortcuts), one path's is not the truth."""
 _FURTHEST = 0.9
 """Cells that centres may be off: overlapping windows take up to 0.7, a neighbour's place 1."""
+_DRIFT = 0.4
+"""Cells by which a wrong cell size may move centres from one end of a grid to the other."""
 _SHARE = 0.97
 """Of the patches that must be within; deep convolutional stems leave strays."""
 _SPREAD = 0.5
@@ -104,21 +106,33 @@ class Probe:
         if not any(tokens.prefix for tokens in layers.values()):
             return
         rest = self._marks({})
+        unmoved = {call: set(range(len(tokens.prefix))) for call, tokens in layers.items()}
         for name, parameter in self._model.named_parameters():
             if not (match := TOKEN_PARAMETER.search(name)):
                 continue
             two = match[1] == "cls" and parameter.ndim > 1 and parameter.shape[-2] == 2
             names = {match[1], "dist"} if two else {match[1]}
-            moved = self._marks({name: parameter + parameter.abs().mean() + 1})
+            moved = self._marks({name: parameter + self._other(parameter)})
             for call, tokens in layers.items():
                 changes = (moved[call] - rest[call]).square().sum(1)  # [T]
-                found = set((changes > _UNMOVED**2 * changes.max()).nonzero()[:, 0].tolist())
+                enough = _UNMOVED**2 * rest[call].square().sum(1).mean()
+                found = set((changes > enough).nonzero()[:, 0].tolist())
                 named = {place for place, each in enumerate(tokens.prefix) if each in names}
                 # Each scale has a class token of its own, which the scales before it do not see.
                 if found and found != named:
                     raise ContradictedError(
                         f"its parameter {name} moves other tokens than the {match[1]} token"
                     )
+                unmoved[call] -= found
+        if any(unmoved.values()):
+            raise ContradictedError("no parameter moves its prefix tokens")
+
+    @staticmethod
+    def _other(parameter: torch.Tensor) -> torch.Tensor:
+        """Noise of the size of a parameter, and more; norms would take out a constant."""
+        chance = torch.Generator().manual_seed(1)
+        noise = torch.randn(parameter.shape, generator=chance).to(parameter)
+        return noise * (parameter.abs().mean() + 1)
 
     def _marks(self, changed: Mapping[str, torch.Tensor]) -> dict[Call, torch.Tensor]:
         """A few random sums (T, M) of every token's activation, with other values of parameters."""
@@ -150,8 +164,29 @@ def _placed(measured: torch.Tensor, tokens: TokenLayout) -> TokenLayout:
             "a probe finds its tokens elsewhere than in the order of a "
             f"{tokens.height} x {tokens.width} grid"
         )
+    if _drift(off.view(2, tokens.height, tokens.width)) > _DRIFT:
+        raise ContradictedError(
+            f"a probe finds the patches of its {tokens.height} x {tokens.width} grid to be of "
+            "another size than the strides of the model make them"
+        )
     if not shift.any():
         return tokens
     # To half pixels, so that it does not depend on the last bits of a forward.
     corner = torch.round(2 * (corner + shift * cell)) / 2
     return replace(tokens, top=float(corner[0]), left=float(corner[1]))
+
+
+def _drift(off: torch.Tensor) -> float:
+    """How far a straight line through offsets (2, H, W) goes from one end to the other, in cells.
+
+    Outermost patches see less than others and do not count.
+    """
+    worst = 0.0
+    for each in (off[0].mean(1), off[1].mean(0)):
+        inner = each[1:-1]
+        if len(inner) < 4:
+            continue
+        place = torch.arange(len(inner)).double() - (len(inner) - 1) / 2
+        slope = float((place * inner).sum() / place.square().sum())
+        worst = max(worst, abs(slope) * (len(inner) - 1))
+    return worst

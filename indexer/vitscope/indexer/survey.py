@@ -43,6 +43,7 @@ class Surveyed:
 
 def names(pattern: str = "*", *, families: bool = False) -> list[str]:
     """Architectures of timm whose names match a shell pattern, of `FAMILIES` alone if asked."""
+    pattern = pattern.partition(".")[0]  # pretrained tags have no layers of their own
     pattern = pattern if set(pattern) & set("*?[") else f"*{pattern}*"
     found = timm.list_models(pattern)
     return [name for name in found if not families or family_of(name) in FAMILIES]

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         for each in surveyed:
             print(json.dumps(_as_json(each)), flush=True)
     else:
-        _print_table(surveyed)
+        _print_table(surveyed, probed=bool(args.probe))
     return 0
 
 
@@ -84,7 +84,7 @@ def _survey(names: Sequence[str], args: argparse.Namespace) -> Iterator[Surveyed
         progress.finish()
 
 
-def _print_table(surveyed: Iterator[Surveyed]) -> None:
+def _print_table(surveyed: Iterator[Surveyed], *, probed: bool) -> None:
     from vitscope.indexer.cost import cost
     from vitscope.indexer.modelpage import grids, prefixes, widths
 
@@ -116,6 +116,8 @@ def _print_table(surveyed: Iterator[Surveyed]) -> None:
         f"top, all: bytes an image under each retention, without its picture; once: maps of the "
         f"top {_TOP_K} images of every channel, and correlations."
     )
+    if not probed:
+        print("Shapes alone were looked at; --probe asks models themselves, as an index does.")
     for sentence in refused:
         print(sentence, file=sys.stderr)
 
