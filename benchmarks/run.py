@@ -66,7 +66,7 @@ def main() -> int:
 def forward_row(name: str, rounds: int) -> dict[str, Any]:
     """Isolates capture and reduction: the same decoded batches, with and without them."""
     model = load_model(name, Weights(random=True))
-    captured = find_layers(model.module, name, model.input_size)
+    captured, _ = find_layers(model.module, name, model.input_size)
     poolings = captured[0].tokens.poolings
     reductions = [
         LayerReduction(

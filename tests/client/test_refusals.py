@@ -179,7 +179,7 @@ def test_thumbnails_that_cannot_be_written(
 
 def test_one_of_several_indexes_must_be_named(two_indexes: str, capsys: Captured) -> None:
     err = refused([*TOP, "--server", two_indexes], 2, capsys)
-    assert err == "vitscope: index is empty, but there are several: zoo, пруд.\n"
+    assert err == "vitscope: index is not given, and there are several: zoo, пруд.\n"
     assert "holds: zoo, пруд." in refused(
         ["layers", "--server", two_indexes, "--index", "лес"], 2, capsys
     )

@@ -25,7 +25,7 @@ def make(name: str, **arguments: object) -> nn.Module:
 
 def test_hooks_are_gone_afterwards() -> None:
     model = make("test_vit")
-    layers = find_layers(model, "test_vit", (160, 160))
+    layers, _ = find_layers(model, "test_vit", (160, 160))
     calls = []
     with capture(model, layers, lambda number, _: calls.append(number)):
         model(torch.zeros(1, 3, 160, 160))
@@ -37,7 +37,7 @@ def test_hooks_are_gone_afterwards() -> None:
 
 def test_a_forward_that_fails_does_not_shift_the_next() -> None:
     model = make("coat_lite_tiny", img_size=64)
-    layers = find_layers(model, "coat_lite_tiny", (64, 64))
+    layers, _ = find_layers(model, "coat_lite_tiny", (64, 64))
     seen: list[int] = []
     with capture(model, layers, lambda number, _: seen.append(number)):
         with pytest.raises(AssertionError):
@@ -92,8 +92,7 @@ def test_a_rim_that_the_model_was_trained_with_is_taken() -> None:
 def test_shapes_alone_tell_the_same_as_the_probe(name: str) -> None:
     with torch.device("meta"):
         bare = make(name)
-    declared, _ = declared_layers(bare, name, (224, 224))
-    assert declared == find_layers(make(name), name, (224, 224))
+    assert declared_layers(bare, name, (224, 224)) == find_layers(make(name), name, (224, 224))
 
 
 def test_blocks_without_patches_are_left_out() -> None:
@@ -101,7 +100,7 @@ def test_blocks_without_patches_are_left_out() -> None:
     layers, left_out = declared_layers(model, "siglip", (64, 64))
     assert [layer.name for layer in layers] == [f"blocks.{number}.mlp" for number in range(12)]
     assert [str(block) for block in left_out] == [
-        "attn_pool.mlp: it sees one token for the whole picture"
+        "attn_pool.mlp is no layer of the index: it sees one token for the whole picture."
     ]
 
 
@@ -125,13 +124,13 @@ def test_a_picture_that_the_model_pads_keeps_its_cells() -> None:
         depth=2, num_classes=0, dynamic_img_size=True, dynamic_img_pad=True
     ).eval()
     model.pretrained_cfg = {"input_size": (3, 212, 212)}
-    tokens = find_layers(model, "padded", (212, 212))[0].tokens
+    tokens = find_layers(model, "padded", (212, 212))[0][0].tokens
     assert (tokens.height, tokens.cell_height, tokens.top) == (14, 16, 0)
 
 
 def test_grids_that_the_model_pads_keep_their_cells() -> None:
     """DaViT adds cells where a grid is to be halved: 58, 29 and one, 15 and one, 8."""
-    layers = find_layers(make("davit_tiny"), "davit_tiny", (232, 200))
+    layers, _ = find_layers(make("davit_tiny"), "davit_tiny", (232, 200))
     found = dict.fromkeys((layer.tokens.height, layer.tokens.cell_height) for layer in layers)
     assert list(found) == [(58, 4), (29, 8), (15, 16), (8, 32)]
 
@@ -161,3 +160,10 @@ def test_prefix_tokens_in_another_order_are_noticed() -> None:
     plain._pos_embed = last_first
     with pytest.raises(ModelError, match=r"cls_token moves other tokens than the cls token"):
         find_layers(model, "turned", (56, 56))
+
+
+def test_want_of_memory_is_told_as_such() -> None:
+    model = make("test_vit")
+    model.register_forward_pre_hook(lambda *_: torch.empty(1 << 50) and None)
+    with pytest.raises(ModelError, match="memory does not suffice for a forward of 160 pixels"):
+        find_layers(model, "test_vit", (160, 160))

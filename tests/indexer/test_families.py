@@ -23,7 +23,7 @@ EACH = pytest.mark.parametrize("family", FAMILIES, ids=str)
 
 def layers_of(family: Family) -> tuple[nn.Module, list[CapturedLayer]]:
     model = make(family.name, family.size)
-    return model, find_layers(model, family.name, family.size)
+    return model, find_layers(model, family.name, family.size)[0]
 
 
 def captured(
@@ -182,7 +182,7 @@ def test_token_parameters_are_the_prefix(family: Family) -> None:
     matrix that ends it is zero.
     """
     model = copy.deepcopy(make(family.name, family.size))
-    layers = find_layers(model, family.name, family.size)
+    layers, _ = find_layers(model, family.name, family.size)
     with torch.no_grad():
         for path, module in model.named_modules():
             if isinstance(module, nn.Linear) and path.endswith(("attn.proj", "attn_out_proj")):
@@ -217,7 +217,7 @@ def _parameter_of(kind: str, name: str, family: Family) -> slice | None:
 def test_blocks_that_share_weights_are_layers_of_their_own() -> None:
     """CoaT calls one block for each of three scales; the model has a name for each."""
     model = make("coat_tiny", (128, 192))
-    layers = find_layers(model, "coat_tiny", (128, 192))
+    layers, _ = find_layers(model, "coat_tiny", (128, 192))
     serial = [f"serial_blocks{stage}.{block}.mlp" for stage in (1, 2, 3, 4) for block in (0, 1)]
     parallel = [f"parallel_blocks.{block}.mlp{scale}" for block in range(6) for scale in (2, 3, 4)]
     assert [layer.name for layer in layers] == serial + parallel

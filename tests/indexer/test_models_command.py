@@ -36,13 +36,24 @@ def test_models_tells_layers_and_refusals(capsys: pytest.CaptureFixture[str]) ->
     ]
     assert distilled[0] == "pit_ti_distilled_224"
     assert distilled[-4] == "cls+dist"
-    assert main(["models", "mixer_s32_224"]) == 0
-    assert "mixer_s32_224 cannot be indexed: its forward computes no" in capsys.readouterr().err
+    assert main(["models", "mixer_s32_224"]) == 3
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "mixer_s32_224 cannot be indexed: its forward computes no" in said.err
+
+
+def test_models_tells_blocks_that_are_no_layers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "vit_base_patch16_siglip_224"]) == 0
+    assert capsys.readouterr().err == (
+        "vit_base_patch16_siglip_224: attn_pool.mlp is no layer of the index: it sees one token "
+        "for the whole picture.\n"
+    )
 
 
 def test_models_probes_where_it_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
     # Shapes alone do not show that Hiera's tokens lie in another order.
-    for options, refused in (([], False), (["--probe"], True), (["--probe", "1000"], False)):
+    small = ["--probe", "--probe-up-to", "1000"]
+    for options, refused in (([], False), (["--probe"], True), (small, False)):
         assert main(["models", "hiera_tiny_224", "--json", *options]) == 0
         [line] = lines_of(capsys)
         said = json.loads(line)
@@ -54,6 +65,8 @@ def test_models_probes_where_it_is_asked(capsys: pytest.CaptureFixture[str]) -> 
 def test_an_unknown_model_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "pit_ti_224", "--img-size", "0"]) == 3
     assert capsys.readouterr().err == "vitscope: --img-size must be at least 1 pixel.\n"
+    assert main(["models", "pit_ti_224", "--img-size", "100000"]) == 3
+    assert "--img-size must be at most 4096 pixels a side." in capsys.readouterr().err
     assert main(["models", "nonesuch"]) == 3
     assert capsys.readouterr().err == "vitscope: timm has no model that matches 'nonesuch'.\n"
 

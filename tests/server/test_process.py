@@ -166,7 +166,7 @@ def test_two_indexes_at_once(synthetic: Synthetic, serve: Serve, tmp_path: Path)
         for call in unnamed:
             code, details = refused(call)
             assert code == StatusCode.INVALID_ARGUMENT
-            assert details == "index is empty, but there are several: zoo, аквариум."
+            assert details == "index is not given, and there are several: zoo, аквариум."
         code, details = refused(lambda: stub.GetIndex(pb.GetIndexRequest(index="лес")))
         assert code == StatusCode.NOT_FOUND
         assert details.endswith("this server holds: zoo, аквариум.")

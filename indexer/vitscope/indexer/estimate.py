@@ -8,7 +8,6 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import torch
 from vitscope.indexer.cost import layer_cost
 from vitscope.indexer.job import Job, prepare
 from vitscope.indexer.options import Options
+from vitscope.indexer.progress import Progress
 from vitscope.indexer.refusals import telling
 from vitscope.indexer.unit import Worker
 from vitscope.indexer.work import Work
@@ -60,7 +60,7 @@ class Estimate:
         return self.images * self.bytes_image + self.bytes_once
 
 
-def estimate(options: Options, advance: Callable[[int], None] = lambda done: None) -> Estimate:
+def estimate(options: Options) -> Estimate:
     """Probe a run of `options` for some seconds; writes nothing but a test file that goes again.
 
     Raises `IndexingError` for options, pictures and models that the run would refuse; what `out`
@@ -71,7 +71,7 @@ def estimate(options: Options, advance: Callable[[int], None] = lambda done: Non
         disk = _disk_rate(options.out)
     job = prepare(options)
     rows = job.plan.rows
-    probed, first, again, pictures = _probe(job, advance)
+    probed, first, again, pictures = _probe(job)
     kept = job.plan.layers
     seconds = _whole(rows, probed, first, again, min(options.top_k, rows)) / options.workers
     unit = min(job.plan.unit_rows, rows)
@@ -90,7 +90,7 @@ def estimate(options: Options, advance: Callable[[int], None] = lambda done: Non
     )
 
 
-def _probe(job: Job, advance: Callable[[int], None]) -> tuple[int, float, float, int]:
+def _probe(job: Job) -> tuple[int, float, float, int]:
     """Images taken, seconds of the first time and of a second, bytes of their pictures.
 
     The first time every image is among the best so far; the second time none is.
@@ -99,6 +99,7 @@ def _probe(job: Job, advance: Callable[[int], None]) -> tuple[int, float, float,
     layers = tuple(replace(layer, dense=False) for layer in job.plan.layers)
     job = replace(job, plan=replace(job.plan, layers=layers))
     worker = Worker(job, Work(Path(), job.plan), lambda done: None)
+    progress = Progress("probed images", min(job.plan.rows, _BATCHES * size))
     try:
         with torch.inference_mode():
             # What is done once in a process is not to be counted.
@@ -117,7 +118,7 @@ def _probe(job: Job, advance: Callable[[int], None]) -> tuple[int, float, float,
             first += middle - start
             again += time.monotonic() - middle
             taken = rows.stop
-            advance(taken)
+            progress.advance(len(rows))
     finally:
         worker.close()
     return taken, first, again, pictures

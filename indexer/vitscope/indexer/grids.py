@@ -72,12 +72,14 @@ class Grids:
         One that came about without a window is taken for a known one with a few cells added at its
         end, for whole cells of the latest grid that has so many times as many, or for an even one.
         """
-        if size not in self._known:
-            cells = self._padded(size) or self._merged(size) or self._even(size)
-            if cells is None:
-                return None
-            self._note(size, cells)
-        return self._known[size]
+        return self._known.get(size) or self._guessed(size)
+
+    def taken(self, size: Size, cells: Cells) -> None:
+        """Note that a layer has a grid of `size`."""
+        self._known.setdefault(size, cells)
+
+    def _guessed(self, size: Size) -> Cells | None:
+        return self._padded(size) or self._merged(size) or self._even(size)
 
     def _note(self, size: Size, cells: Any) -> None:
         self._known.pop(size, None)

@@ -12,7 +12,7 @@ import torch
 from vitscope.indexer.base import Base
 from vitscope.indexer.decode import Decoder
 from vitscope.indexer.errors import IndexingError, OutputError
-from vitscope.indexer.layers import CapturedLayer, find_layers
+from vitscope.indexer.layers import CapturedLayer, LeftOut, find_layers
 from vitscope.indexer.model import LoadedModel, load_model
 from vitscope.indexer.options import Options
 from vitscope.indexer.plan import Plan
@@ -32,6 +32,7 @@ class Job:
     """The pictures of this run; its row 0 is row `plan.base_rows` of the index."""
     model: LoadedModel
     layers: Sequence[CapturedLayer]
+    left_out: Sequence[LeftOut]
     base: Base | None
     device: str
     plan: Plan
@@ -61,7 +62,7 @@ def prepare(options: Options, worker: int = 0) -> Job:
         dtype=options.dtype,
     )
     check_steps(model.steps)
-    layers = find_layers(model.module, model.name, model.input_size)
+    layers, left_out = find_layers(model.module, model.name, model.input_size)
     model.module.to(model.dtype)
     plan = _plan(options, source, model, layers, base, threads)
     if base:
@@ -69,7 +70,7 @@ def prepare(options: Options, worker: int = 0) -> Job:
         base.check(plan)
         source = base.new_pictures(source)
         plan = _plan(options, source, model, layers, base, threads)
-    return Job(source, model, layers, base, device, plan)
+    return Job(source, model, layers, left_out, base, device, plan)
 
 
 def _base(options: Options, recorded: dict[str, Any] | None) -> Base | None:

@@ -40,19 +40,24 @@ class LeftOut:
 
     def __str__(self) -> str:
         """For people."""
-        return f"{self.name}: {self.why}"
+        return f"{self.name} is no layer of the index: {self.why}."
 
 
-def find_layers(model: nn.Module, name: str, input_size: Size) -> list[CapturedLayer]:
+def find_layers(
+    model: nn.Module, name: str, input_size: Size
+) -> tuple[list[CapturedLayer], list[LeftOut]]:
     """The model's layers, their tokens read from a forward and held against a probe.
+
+    Blocks that see no patches are left out and given beside them.
 
     The probe (`vitscope.indexer.probe`) takes float32 parameters. Raises `ModelError`, which says
     why, where the model cannot be indexed.
     """
     probe = Probe(model, input_size)
     found = _traced(model, name, input_size, probe.trace)
+    shaped, left_out = _layers(found, name)
     layers = []
-    for layer in _layers(found, name)[0]:
+    for layer in shaped:
         try:
             layers.append(replace(layer, tokens=probe.placed(layer.call, layer.tokens)))
         except ContradictedError as error:
@@ -61,7 +66,7 @@ def find_layers(model: nn.Module, name: str, input_size: Size) -> list[CapturedL
         probe.check_prefix({layer.call: layer.tokens for layer in layers})
     except ContradictedError as error:
         raise _refused(name, str(error)) from None
-    return layers
+    return layers, left_out
 
 
 def declared_layers(
@@ -84,6 +89,12 @@ def _traced(model: nn.Module, name: str, input_size: Size, forward: Callable[[],
         found = forward()
     # Whatever a model raises on a size that it cannot take.
     except Exception as error:
+        if _is_want_of_memory(error):
+            raise _refused(
+                name,
+                f"memory does not suffice for a forward of {_pixels(input_size)} pixels; give a "
+                "smaller --img-size or another --device",
+            ) from error
         what = str(error).strip().splitlines() or [repr(error)]
         why = what[0].partition(". ")[0].rstrip(".")
         raise _refused(
@@ -97,6 +108,11 @@ def _traced(model: nn.Module, name: str, input_size: Size, forward: Callable[[],
     if not found.attention:
         raise _refused(name, "its forward computes no attention, so that it is no transformer")
     return found
+
+
+def _is_want_of_memory(error: Exception) -> bool:
+    # On the CPU torch raises a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _check_rim(model: nn.Module, name: str, input_size: Size) -> None:

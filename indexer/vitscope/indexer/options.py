@@ -10,6 +10,9 @@ from vitscope.indexer.grids import Size
 from vitscope.indexer.model import DTYPES, Weights
 from vitscope.store.manifest import POOLINGS
 
+_LONGEST_SIDE = 4096
+"""Of a model's input in pixels: more is a slip of the hand, and takes a machine's memory."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
@@ -55,8 +58,7 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise IndexingError(f"--{name.replace('_', '-')} must be at least 1.")
-        if self.img_size is not None and min(self.img_size) < 1:
-            raise IndexingError("--img-size must be at least 1 pixel.")
+        check_img_size(self.img_size)
         if self.thumbnail_size < 0:
             raise IndexingError("--thumbnail-size must be 0 or more pixels.")
         if self.dtype not in DTYPES:
@@ -79,3 +81,13 @@ class Options:
         parent = self.out.absolute().parent
         if not parent.is_dir():
             raise OutputError(f"The folder {parent} for --out does not exist.")
+
+
+def check_img_size(size: Size | None) -> None:
+    """Raise `IndexingError` for an input of no pixels, or of more than any model takes."""
+    if size is None:
+        return
+    if min(size) < 1:
+        raise IndexingError("--img-size must be at least 1 pixel.")
+    if max(size) > _LONGEST_SIDE:
+        raise IndexingError(f"--img-size must be at most {_LONGEST_SIDE} pixels a side.")

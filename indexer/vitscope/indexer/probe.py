@@ -1,9 +1,10 @@
 """A probe of the model itself: every token lies where its layout says, every prefix token is so.
 
-With attention taken out, a token depends on its own patch and, through convolutions, on those
-around it. Noise n is laid over a picture, then n scaled by the row, then by the column: the three
-changes of an activation are linear in where its patch lies, so that a least-squares fit over its
-channels gives the centre of what it sees, in one forward for all tokens of all layers.
+Tokens are kept apart (`vitscope.indexer.apart`), so that each depends on its own patch and, through
+convolutions that make grids, on a little around it. Noise n is laid over a picture, then n scaled
+by the row, then by the column: the changes of an activation under the latter two are those under n
+times where its patch lies, so that a least-squares fit over its channels gives the centre of what
+it sees, in one forward for all tokens of all layers.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import nn
 
 from vitscope.indexer.blocks import Call
 from vitscope.indexer.grids import Size
-from vitscope.indexer.trace import TOKEN_PARAMETER, Trace, trace
+from vitscope.indexer.trace import Trace, tokens_of, trace
 from vitscope.store.manifest import TokenLayout
 
 _DRAWS = 2
@@ -108,10 +109,8 @@ class Probe:
         rest = self._marks({})
         unmoved = {call: set(range(len(tokens.prefix))) for call, tokens in layers.items()}
         for name, parameter in self._model.named_parameters():
-            if not (match := TOKEN_PARAMETER.search(name)):
+            if not (names := tokens_of(name, parameter)):
                 continue
-            two = match[1] == "cls" and parameter.ndim > 1 and parameter.shape[-2] == 2
-            names = {match[1], "dist"} if two else {match[1]}
             moved = self._marks({name: parameter + self._other(parameter)})
             for call, tokens in layers.items():
                 changes = (moved[call] - rest[call]).square().sum(1)  # [T]
@@ -121,7 +120,7 @@ class Probe:
                 # Each scale has a class token of its own, which the scales before it do not see.
                 if found and found != named:
                     raise ContradictedError(
-                        f"its parameter {name} moves other tokens than the {match[1]} token"
+                        f"its parameter {name} moves other tokens than the {names[0]} token"
                     )
                 unmoved[call] -= found
         if any(unmoved.values()):

@@ -31,7 +31,7 @@ def index(options: Options) -> str:
     check_output(options.out, append=options.append)
     neighbours.prepare()
     job = prepare(options)
-    for notice in job.source.notices:
+    for notice in (*job.source.notices, *job.left_out):
         print(notice, file=sys.stderr)
     with telling(options.out):
         options.out.mkdir(exist_ok=True)

@@ -72,7 +72,7 @@ def survey(name: str, *, img_size: Size | None = None, probe_up_to: int = 0) -> 
         layers, left_out = declared_layers(model, name, input_size)
         if probed := parameters <= probe_up_to:
             torch.manual_seed(0)
-            layers = find_layers(_make(name, img_size), name, input_size)
+            layers, left_out = find_layers(_make(name, img_size), name, input_size)
     except ModelError as error:
         layers, refused = (), str(error)
     return Surveyed(

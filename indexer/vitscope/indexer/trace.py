@@ -7,6 +7,7 @@ inputs of the modules around the block, and the strided convolutions before it.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,8 +24,7 @@ from vitscope.store.manifest import TokenLayout
 
 Observe = Callable[[Call, torch.Tensor], None]
 
-TOKEN_PARAMETER = re.compile(r"(?:^|[._])(cls|dist|reg)_token(?:_?\d+)?$")
-"""Names of the parameters that begin as prefix tokens."""
+_TOKEN_PARAMETER = re.compile(r"(?:^|[._])(cls|dist|reg)_token(?:_?\d+)?$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +52,25 @@ class Trace:
 
 
 def prefix_tokens(model: nn.Module) -> tuple[str, ...]:
-    """The prefix tokens that a model's parameters make, in timm's order: `cls`, `dist`, `reg`.
+    """The prefix tokens that a model's parameters make, in timm's order: `cls`, `dist`, `reg`."""
+    count = {"cls": 0, "dist": 0, "reg": 0}
+    for name, parameter in model.named_parameters():
+        # Models with several scales have a class token for each.
+        for token, times in Counter(tokens_of(name, parameter)).items():
+            count[token] = max(count[token], times)
+    return tuple(name for name, times in count.items() for _ in range(times))
+
+
+def tokens_of(name: str, parameter: torch.Tensor) -> tuple[str, ...]:
+    """The prefix tokens that begin as a parameter (..., tokens, C); none of any other parameter.
 
     A second token in the class token's parameter is the distillation token, as in PiT.
     """
-    count = {"cls": 0, "dist": 0, "reg": 0}
-    for name, parameter in model.named_parameters():
-        if match := TOKEN_PARAMETER.search(name):
-            tokens = parameter.shape[-2] if parameter.ndim > 1 else 1
-            # Models with several scales have a class token for each.
-            count[match[1]] = max(count[match[1]], tokens)
-    if count["cls"] == 2:
-        count |= {"cls": 1, "dist": 1}
-    return tuple(name for name, times in count.items() for _ in range(times))
+    match = _TOKEN_PARAMETER.search(name)
+    if not match:
+        return ()
+    tokens = parameter.shape[-2] if parameter.ndim > 1 else 1
+    return ("cls", "dist") if (match[1], tokens) == ("cls", 2) else (match[1],) * tokens
 
 
 def trace(
@@ -151,6 +157,7 @@ class _Tracer:
             if cells and size == (1, 1):
                 return None, "it sees one token for the whole picture"
             if cells:
+                self.grids.taken(size, cells)
                 return _token_layout(prefix, size, cells), ""
         if shape[1] == 1:
             return None, "it sees one token for the whole picture"

@@ -162,7 +162,7 @@ def find_index(generations: Mapping[str, Generation], name: str) -> Generation:
         return next(iter(generations.values()))
     known = ", ".join(sorted(generations))
     if not name:
-        raise InvalidArgumentError(f"index is empty, but there are several: {known}.")
+        raise InvalidArgumentError(f"index is not given, and there are several: {known}.")
     raise NotFoundError(f"index: there is no index {name[:80]!r}; this server holds: {known}.")
 
 

@@ -32,13 +32,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--img-size", type=size, metavar="N|HxW", help="another size of the input in pixels")
     add(
         "--probe",
+        action="store_true",
+        help="also probe random weights, as `vitscope index` probes real ones; takes seconds for "
+        "each model",
+    )
+    add(
+        "--probe-up-to",
         type=int,
-        nargs="?",
-        const=_PROBED,
-        default=0,
-        metavar="PARAMETERS",
-        help="also probe random weights, as `vitscope index` probes real ones, of models of at "
-        f"most so many parameters (default {_PROBED:,}); takes seconds for each",
+        default=_PROBED,
+        metavar="N",
+        help=f"but only of models of at most N parameters (default {_PROBED:,})",
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
@@ -49,11 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Look at every model, and print what was seen."""
-    from vitscope.indexer.errors import IndexingError, ModelError
+    from vitscope.indexer.errors import ModelError
+    from vitscope.indexer.options import check_img_size
     from vitscope.indexer.survey import names
 
-    if args.img_size and min(args.img_size) < 1:
-        raise IndexingError("--img-size must be at least 1 pixel.")
+    check_img_size(args.img_size)
     found = names(args.pattern, families=args.families)
     if not found:
         which = " of these families" if args.families else ""
@@ -67,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         for each in surveyed:
             print(json.dumps(_as_json(each)), flush=True)
     else:
-        _print_table(surveyed, probed=bool(args.probe))
+        return _print_table(surveyed, probed=args.probe)
     return 0
 
 
@@ -76,26 +79,32 @@ def _survey(names: Sequence[str], args: argparse.Namespace) -> Iterator[Surveyed
     from vitscope.indexer.survey import survey
 
     progress = Progress("models", len(names)) if args.markdown or args.probe else None
+    largest = args.probe_up_to if args.probe else 0
     for name in names:
-        yield survey(name, img_size=args.img_size, probe_up_to=args.probe)
+        yield survey(name, img_size=args.img_size, probe_up_to=largest)
         if progress:
             progress.advance(1)
     if progress:
         progress.finish()
 
 
-def _print_table(surveyed: Iterator[Surveyed], *, probed: bool) -> None:
+def _print_table(surveyed: Iterator[Surveyed], *, probed: bool) -> int:
+    """Print a line for each, refusals to standard error; the exit status of a lone refusal."""
     from vitscope.indexer.cost import cost
+    from vitscope.indexer.errors import ModelError
     from vitscope.indexer.modelpage import grids, prefixes, widths
 
     row = "{:<40} {:>7}  {:>9}  {:>6}  {:<22}  {:<26}  {:<12} {:>7} {:>7} {:>7}"
     heads = ("layers", "channels", "grids", "prefix", "top KB", "all MB", "once MB")
-    print(row.format("model", "M param", "input", *heads).rstrip())
-    refused = []
+    refused, left_out, any_taken = [], [], False
     for each in surveyed:
         if each.refused:
             refused.append(each.refused)
             continue
+        left_out += [f"{each.name}: {block}" for block in each.left_out]
+        if not any_taken:
+            print(row.format("model", "M param", "input", *heads).rstrip())
+            any_taken = True
         bytes_ = cost(each.layers, _TOP_K)
         print(
             row.format(
@@ -112,14 +121,16 @@ def _print_table(surveyed: Iterator[Surveyed], *, probed: bool) -> None:
             ).rstrip(),
             flush=True,
         )
-    print(
-        f"top, all: bytes an image under each retention, without its picture; once: maps of the "
-        f"top {_TOP_K} images of every channel, and correlations."
-    )
-    if not probed:
-        print("Shapes alone were looked at; --probe asks models themselves, as an index does.")
-    for sentence in refused:
+    if any_taken:
+        print(
+            f"top, all: bytes an image under each retention, without its picture; once: maps of "
+            f"the top {_TOP_K} images of every channel, and correlations."
+        )
+        if not probed:
+            print("Shapes alone were looked at; --probe asks models themselves, as an index does.")
+    for sentence in (*left_out, *refused):
         print(sentence, file=sys.stderr)
+    return 0 if any_taken else ModelError.exit_code
 
 
 def _as_json(each: Surveyed) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,7 @@ def _as_json(found: Estimate) -> dict[str, Any]:
         "input_size": plan.model.input_size,
         "device": found.job.device,
         "layers": [layer.name for layer in plan.layers],
+        "left_out": [asdict(block) for block in found.job.left_out],
         "images": found.images,
         "units": found.units,
         "unit_rows": plan.unit_rows,
@@ -81,7 +83,7 @@ def _as_text(found: Estimate, workers: int) -> str:
         f"(from {counted(found.probed, 'image')} decoded, run and reduced just now"
         f"{'; a process that shares its cores with others is slower' if workers > 1 else ''})",
     ]
-    return "\n".join(lines)
+    return "\n".join([*map(str, found.job.left_out), *lines])
 
 
 def _bytes(number: float) -> str:
