@@ -39,7 +39,8 @@ check: install
 	$(BIN)/python -m pytest
 
 bench: install
-	$(BIN)/python benchmarks/run.py --json benchmarks/results/$(shell date +%F)-$(shell uname -m).json
+	$(BIN)/python benchmarks/forward.py --json benchmarks/results/$(shell date +%F)-forward-$(shell uname -m).json
+	$(BIN)/python benchmarks/answers.py --json benchmarks/results/$(shell date +%F)-answers-$(shell uname -m).json
 	$(BIN)/python benchmarks/store.py --json benchmarks/results/$(shell date +%F)-store-$(shell uname -m).json
 
 protos: install

@@ -44,12 +44,12 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def running(case: Case, channels: int) -> RunningTop:
-    return RunningTop(channels, case.k, CELLS, "cpu")
+    return RunningTop(1, channels, case.k, CELLS, "cpu")
 
 
 def feed(top: RunningTop, case: Case, start: int, stop: int) -> None:
     top.update(
-        torch.from_numpy(case.scores[start:stop]),
+        torch.from_numpy(case.scores[None, start:stop]),
         torch.arange(start, stop),
         torch.from_numpy(case.maps[start:stop].astype(np.float32)),
     )
@@ -86,7 +86,7 @@ def test_units_of_one_worker_hold_the_top_of_all(case: Case) -> None:
     for start, stop in zip(case.batches, case.batches[1:], strict=False):
         feed(top, case, start, stop)
         if stop in case.units:
-            parts.append(top.candidates(unit_start, stop))
+            parts.append(top.candidates(0, unit_start, stop))
             unit_start = stop
     assert merged(case, parts) == expected(case)
 
@@ -102,25 +102,25 @@ def test_a_worker_that_takes_over_in_any_order_keeps_the_top(case: Case, random:
         # Every unit is done by a new process that only knows the finished ones.
         top = running(case, case.scores.shape[1])
         for part in parts:
-            top.restore(part.keys)
+            top.restore(0, part.keys)
         feed(top, case, start, stop)
-        parts.append(top.candidates(start, stop))
+        parts.append(top.candidates(0, start, stop))
     assert merged(case, parts) == expected(case)
 
 
 def test_a_second_unit_keeps_only_what_can_still_win() -> None:
     scores = np.zeros((20, 1), np.float16)
     scores[:10] = 1
-    top = RunningTop(1, 4, CELLS, "cpu")
+    top = RunningTop(1, 1, 4, CELLS, "cpu")
     case = Case(scores, np.zeros((20, CELLS, 1), np.float16), 4, [], [])
     feed(top, case, 0, 10)
-    assert len(top.candidates(0, 10).keys) == 4
+    assert len(top.candidates(0, 0, 10).keys) == 4
     feed(top, case, 10, 20)
-    assert len(top.candidates(10, 20).keys) == 0
+    assert len(top.candidates(0, 10, 20).keys) == 0
 
 
 def test_keys_have_the_documented_dtype() -> None:
-    top = RunningTop(2, 3, CELLS, "cpu")
-    found = top.candidates(0, 5)
+    top = RunningTop(1, 2, 3, CELLS, "cpu")
+    found = top.candidates(0, 0, 5)
     assert found.keys.dtype == KEY
     assert found.maps.shape == (0, CELLS)

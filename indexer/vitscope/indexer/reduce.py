@@ -3,39 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from vitscope.indexer import host
 from vitscope.indexer.pooling import pool, round_to_half, saturated, to_half
 from vitscope.indexer.topk import Candidates, RunningTop
 from vitscope.store.manifest import LayerRecord, Pooling
 
+_SHARE = 64
+"""Channels that a thread takes at least: starting one takes as long as reducing a few."""
+
 
 class LayerReduction:
-    """Reduces the activations of one layer, batch by batch, unit by unit."""
+    """Reduces the activations of one layer, batch by batch, unit by unit.
 
-    def __init__(self, layer: LayerRecord, device: str) -> None:
+    On the processor by compiled code (`vitscope.indexer.host`), elsewhere, or where `compiled` is
+    False, by PyTorch; to the same bits.
+    """
+
+    def __init__(
+        self,
+        layer: LayerRecord,
+        device: str,
+        *,
+        pool: ThreadPoolExecutor | None = None,
+        threads: int = 1,
+        compiled: bool | None = None,
+    ) -> None:
+        """`pool` holds the threads that help this one, so that `threads` share a reduction."""
         tokens = layer.tokens
         self.layer = layer
-        self._tops: Mapping[Pooling, RunningTop] = {
-            pooling: RunningTop(layer.channels, layer.top_k, tokens.height * tokens.width, device)
-            for pooling in layer.poolings
-        }
-        self._scores: dict[Pooling, npt.NDArray[np.float16]] = {}
+        self._compiled = device == "cpu" if compiled is None else compiled
+        self._pool = pool
+        self._parts = _parts(layer.channels, threads if pool else 1)
+        cells = tokens.height * tokens.width
+        self._top = RunningTop(len(layer.poolings), layer.channels, layer.top_k, cells, device)
+        self._sources = np.array([_source(layer, pooling) for pooling in layer.poolings])
+        self._scores = np.empty((0, layer.channels, 0), np.float16)
         self._prefix = np.empty((0, 0, layer.channels), np.float16)
         self.saturated = 0
         """Scores of the current unit that lie beyond the range of float16."""
 
     def start_unit(self, rows: int) -> None:
         """Make room for the scores of `rows` images; invalid ones stay NaN."""
-        shape = (self.layer.channels, rows)
-        self._scores = {
-            pooling: np.full(shape, np.nan, np.float16) for pooling in self.layer.poolings
-        }
-        kept = len(self.layer.tokens.prefix) if self.layer.dense_prefix else 0
-        self._prefix = np.full((rows, kept, self.layer.channels), np.nan, np.float16)
+        layer = self.layer
+        self._scores = np.full((len(layer.poolings), layer.channels, rows), np.nan, np.float16)
+        kept = len(layer.tokens.prefix) if layer.dense_prefix else 0
+        self._prefix = np.full((rows, kept, layer.channels), np.nan, np.float16)
         self.saturated = 0
 
     def carry(
@@ -45,35 +64,78 @@ class LayerReduction:
     ) -> None:
         """Take over scores (C, M) and prefix activations (M, P, C) of the first M images."""
         for pooling, some in scores.items():
-            self._scores[pooling][:, : some.shape[1]] = some
+            self.scores(pooling)[:, : some.shape[1]] = some
         if prefix is not None:
             self._prefix[: len(prefix)] = prefix
 
-    def update(
-        self, activation: torch.Tensor, rows: torch.Tensor, valid: torch.Tensor, offset: int
-    ) -> None:
-        """Take in activations (B, T, C) of images `rows` (B,), `offset` into the unit.
+    def update(self, activation: torch.Tensor, row: int, valid: torch.Tensor, offset: int) -> None:
+        """Take in activations (B, T, C) of images `row` and following, `offset` into the unit.
 
         Where `valid` (B,) is False there is no image; what the model made of the blank in its
         place is left out.
         """
-        tokens = self.layer.tokens
-        patches = activation[:, len(tokens.prefix) :]
-        blank = ~valid[:, None]
-        for pooling, top in self._tops.items():
-            wide = pool(activation, tokens, pooling).masked_fill(blank, torch.nan)
-            self.saturated += saturated(wide)
-            scores = round_to_half(wide)
-            top.update(scores, rows, patches)
-            self._scores[pooling][:, offset : offset + len(rows)] = scores.T.cpu().numpy()
+        scores = self._scores[:, :, offset : offset + len(activation)]
+        if self._compiled:
+            self._update_compiled(activation, row, valid, scores)
+        else:
+            self._update(activation, row, valid, scores)
         if self.layer.dense_prefix:
-            halves = to_half(activation[:, : len(tokens.prefix)])
-            halves = halves.masked_fill(blank[:, :, None], torch.nan)
-            self._prefix[offset : offset + len(rows)] = halves.cpu().numpy()
+            halves = to_half(activation[:, : len(self.layer.tokens.prefix)])
+            halves = halves.masked_fill(~valid[:, None, None], torch.nan)
+            self._prefix[offset : offset + len(activation)] = halves.cpu().numpy()
+
+    def _update(
+        self,
+        activation: torch.Tensor,
+        row: int,
+        valid: torch.Tensor,
+        scores: npt.NDArray[np.float16],
+    ) -> None:
+        tokens = self.layer.tokens
+        wide = torch.stack([pool(activation, tokens, each) for each in self.layer.poolings])
+        wide = wide.masked_fill(~valid[:, None], torch.nan)  # [P, B, C]
+        self.saturated += saturated(wide)
+        rounded = round_to_half(wide)
+        rows = torch.arange(row, row + len(activation), device=activation.device)
+        self._top.update(rounded, rows, activation[:, len(tokens.prefix) :])
+        scores[...] = rounded.transpose(1, 2).cpu().numpy()
+
+    def _update_compiled(
+        self,
+        activation: torch.Tensor,
+        row: int,
+        valid: torch.Tensor,
+        scores: npt.NDArray[np.float16],
+    ) -> None:
+        values = activation.float().contiguous().numpy()
+        keys, bars = self._top.keys.numpy(), self._top.bars.numpy()
+        maps = self._top.maps.view(torch.int16).numpy()
+
+        def reduce(start: int, stop: int) -> int:
+            return host.reduce_channels(
+                values,
+                len(self.layer.tokens.prefix),
+                self._sources,
+                start,
+                stop,
+                row,
+                valid.numpy(),
+                scores.view(np.int16),
+                keys,
+                bars,
+                maps,
+            )
+
+        # Channels have nothing to do with each other: the bits do not depend on who takes which.
+        first, *rest = self._parts
+        others = [self._pool.submit(reduce, *part) for part in rest if self._pool]
+        self.saturated += reduce(*first)
+        self.saturated += sum(other.result() for other in others)
 
     def scores(self, pooling: Pooling) -> npt.NDArray[np.float16]:
         """Scores (C, U) of the current unit."""
-        return self._scores[pooling]
+        values: npt.NDArray[np.float16] = self._scores[self.layer.poolings.index(pooling)]
+        return values
 
     def prefix(self) -> npt.NDArray[np.float16]:
         """Activations (U, P, C) of the prefix tokens in the current unit, where they are kept."""
@@ -81,8 +143,21 @@ class LayerReduction:
 
     def candidates(self, pooling: Pooling, start: int, stop: int) -> Candidates:
         """Images of rows `start` to `stop` that may be among the best of all."""
-        return self._tops[pooling].candidates(start, stop)
+        return self._top.candidates(self.layer.poolings.index(pooling), start, stop)
 
     def restore(self, pooling: Pooling, keys: npt.NDArray[np.void]) -> None:
         """Take in the candidates of an earlier unit, whose maps are on the disk."""
-        self._tops[pooling].restore(keys)
+        self._top.restore(self.layer.poolings.index(pooling), keys)
+
+
+def _source(layer: LayerRecord, pooling: Pooling) -> int:
+    if pooling == "cls":
+        return layer.tokens.prefix.index("cls")
+    return host.MEAN if pooling == "mean" else host.MAX
+
+
+def _parts(channels: int, threads: int) -> list[tuple[int, int]]:
+    """Ranges of channels, one for each thread, of whole cache lines of float32."""
+    count = max(1, min(threads, channels // _SHARE))
+    ends = [channels * number // count // 16 * 16 for number in range(count)] + [channels]
+    return list(pairwise(ends))

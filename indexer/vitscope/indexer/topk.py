@@ -12,8 +12,9 @@ from vitscope.indexer.pooling import to_half
 
 ROW_BITS = 40
 """Bits of a ranking key that hold the row: a trillion images."""
-_LAST_ROW = (1 << ROW_BITS) - 1
-_NONE = -1
+LAST_ROW = (1 << ROW_BITS) - 1
+NONE = -1
+"""The key of what is in no ranking."""
 
 KEY = np.dtype([("channel", "<i4"), ("row", "<i8"), ("score", "<f2")])
 
@@ -35,73 +36,80 @@ def ranking_keys(scores: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """
     bits = scores.view(torch.int16)
     order = (bits ^ ((bits >> 15) & 0x7FFF)).long() + (1 << 15)
-    keys = (order << ROW_BITS) | (_LAST_ROW - rows)
-    return keys.masked_fill(scores.isnan(), _NONE)
+    keys = (order << ROW_BITS) | (LAST_ROW - rows)
+    return keys.masked_fill(scores.isnan(), NONE)
 
 
 class RunningTop:
-    """The K best images of each of C channels seen so far, for one layer and pooling.
+    """The K best images of each of C channels seen so far, for P poolings of one layer.
 
     Slots are unordered: an entrant takes the slot of the image it drives out, so that maps are
     written once and never moved.
     """
 
-    def __init__(self, channels: int, k: int, cells: int, device: str) -> None:
-        self._keys = torch.full((channels, k), _NONE, dtype=torch.int64, device=device)
-        self._maps = torch.empty((channels, k, cells), dtype=torch.float16, device=device)
-        self._bar = self._keys[:, 0].clone()
+    def __init__(self, poolings: int, channels: int, k: int, cells: int, device: str) -> None:
+        self.keys = torch.full((poolings, channels, k), NONE, dtype=torch.int64, device=device)
+        """(P, C, K)."""
+        self.maps = torch.empty((*self.keys.shape, cells), dtype=torch.float16, device=device)
+        """(P, C, K, H * W)."""
+        self.bars = self.keys[:, :, 0].clone()
+        """(P, C): the least of the keys, which an entrant has to beat."""
 
     def update(self, scores: torch.Tensor, rows: torch.Tensor, patches: torch.Tensor) -> None:
-        """Take in a batch: scores (B, C) float16, rows (B,) int64, patches (B, H * W, C)."""
-        keys = ranking_keys(scores.T.contiguous(), rows)  # [C, B]
+        """Take in a batch: scores (P, B, C) float16, rows (B,) int64, patches (B, H * W, C)."""
+        _, channels, k = self.keys.shape
+        mine, bars = self.keys.view(-1, k), self.bars.view(-1)  # [P * C, K], [P * C]
+        maps = self.maps.view(len(mine), k, -1)
+        keys = ranking_keys(scores.transpose(1, 2).contiguous(), rows).view(len(mine), -1)
         # Most channels of most batches change nothing: only those with an entrant go on.
-        channels = (keys > self._bar[:, None]).any(1).nonzero()[:, 0]
-        if not len(channels):
+        changing = (keys > bars[:, None]).any(1).nonzero()[:, 0]
+        if not len(changing):
             return
-        k = self._keys.shape[1]
-        merged = torch.cat([self._keys[channels], keys[channels]], 1)  # [M, K + B]
+        merged = torch.cat([mine[changing], keys[changing]], 1)  # [M, K + B]
         keep = torch.zeros_like(merged, dtype=torch.bool)
         keep.scatter_(1, merged.topk(k, sorted=False).indices, True)
         # As many leave a channel as enter it, and both lists are in channel order: they pair up.
         leave = (~keep[:, :k]).nonzero()
         enter = keep[:, k:].nonzero()
-        channel, slot, image = channels[enter[:, 0]], leave[:, 1], enter[:, 1]
-        self._keys[channel, slot] = keys[channel, image]
-        self._maps[channel, slot] = to_half(patches[image, :, channel])
-        self._bar[channels] = self._keys[channels].amin(1)
+        place, slot, image = changing[enter[:, 0]], leave[:, 1], enter[:, 1]
+        mine[place, slot] = keys[place, image]
+        maps[place, slot] = to_half(patches[image, :, place % channels])
+        bars[changing] = mine[changing].amin(1)
 
-    def candidates(self, start: int, stop: int) -> Candidates:
-        """What the top-K holds of rows `start` to `stop`, on the host."""
-        best, slot = self._keys.sort(1, descending=True)
-        row = _LAST_ROW - (best & _LAST_ROW)
-        mine = ((best != _NONE) & (row >= start) & (row < stop)).nonzero()
+    def candidates(self, pooling: int, start: int, stop: int) -> Candidates:
+        """What the top-K of the pooling of that number holds of rows `start` to `stop`."""
+        best, slot = self.keys[pooling].sort(1, descending=True)
+        row = LAST_ROW - (best & LAST_ROW)
+        mine = ((best != NONE) & (row >= start) & (row < stop)).nonzero()
         channel, rank = mine[:, 0], mine[:, 1]
         keys = np.empty(len(mine), KEY)
         keys["channel"] = channel.cpu().numpy()
         keys["row"] = row[channel, rank].cpu().numpy()
         keys["score"] = _scores(best[channel, rank]).cpu().numpy()
-        return Candidates(keys, self._maps[channel, slot[channel, rank]].cpu().numpy())
+        return Candidates(keys, self.maps[pooling, channel, slot[channel, rank]].cpu().numpy())
 
-    def restore(self, keys: npt.NDArray[np.void]) -> None:
+    def restore(self, pooling: int, keys: npt.NDArray[np.void]) -> None:
         """Take in finished candidates (M,) of dtype `KEY`, so that only better ones are kept.
 
         Their maps are on the disk already and are not needed again.
         """
+        mine = self.keys[pooling]
         rows = torch.from_numpy(keys["row"].astype(np.int64))
         scores = torch.from_numpy(keys["score"].astype(np.float16))
-        order = ranking_keys(scores, rows).to(self._keys.device)
-        channel = torch.from_numpy(keys["channel"].astype(np.int64)).to(order.device)
+        order = ranking_keys(scores, rows).to(mine.device)
+        channel = torch.from_numpy(keys["channel"].astype(np.int64)).to(mine.device)
         place = torch.argsort(channel, stable=True)
-        counts = torch.bincount(channel, minlength=len(self._keys))
+        counts = torch.bincount(channel, minlength=len(mine))
         within = (
             torch.arange(len(order), device=order.device)
             - (counts.cumsum(0) - counts)[channel[place]]
         )
-        batch = torch.full((len(counts), int(counts.max())), _NONE, device=order.device)
+        batch = torch.full((len(counts), int(counts.max())), NONE, device=order.device)
         batch[channel[place], within] = order[place]
-        merged = torch.cat([self._keys, batch], 1)
-        self._keys = merged.topk(self._keys.shape[1]).values.contiguous()
-        self._bar = self._keys.amin(1)
+        merged = torch.cat([mine, batch], 1)
+        # In place: the compiled reduction writes to the same memory.
+        mine.copy_(merged.topk(mine.shape[1]).values)
+        self.bars[pooling] = mine.amin(1)
 
 
 def _scores(keys: torch.Tensor) -> torch.Tensor:

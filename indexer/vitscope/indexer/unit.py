@@ -36,7 +36,11 @@ class Worker:
         self._work = work
         self._advance = advance
         self._decoder = Decoder(job.model.steps, plan.thumbnail_size)
-        self._reductions = [LayerReduction(layer, job.device) for layer in plan.layers]
+        self._helpers = ThreadPoolExecutor(max(1, plan.threads - 1))
+        self._reductions = [
+            LayerReduction(layer, job.device, pool=self._helpers, threads=plan.threads)
+            for layer in plan.layers
+        ]
         self._dense = {
             number: _dense_writer(work, number)
             for number, layer in enumerate(plan.layers)
@@ -45,8 +49,9 @@ class Worker:
         self._pool = ThreadPoolExecutor(max_workers=plan.threads or os.cpu_count())
 
     def close(self) -> None:
-        """Stop decoding."""
+        """Stop its threads."""
         self._pool.shutdown(cancel_futures=True)
+        self._helpers.shutdown()
 
     def restore(self, finished: Sequence[Unit]) -> None:
         """Take over the thresholds of the base and of units that were finished before."""
@@ -135,10 +140,9 @@ class Worker:
         blank = torch.zeros(3, *model.input_size)
         pixels = torch.stack([blank if p.pixels is None else p.pixels for p in batch])
         valid = torch.tensor([p.pixels is not None for p in batch], device=device)
-        rows = torch.arange(row, row + len(batch), device=device)
 
         def sink(number: int, activation: torch.Tensor) -> None:
-            self._reductions[number].update(activation, rows, valid, offset)
+            self._reductions[number].update(activation, row, valid, offset)
             if number in self._dense:
                 self._dense[number].add(activation, valid)
 

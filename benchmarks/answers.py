@@ -1,6 +1,6 @@
-"""The first benchmarks: what indexing costs over the bare forward, and what an answer costs.
+"""What an answer costs, over loopback and from the store.
 
-    python benchmarks/run.py [--quick] [--json FILE]
+    python benchmarks/answers.py [--quick] [--json FILE]
 
 Ratios are of medians of interleaved rounds in one run; seconds are of this machine.
 """
@@ -22,19 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import torch
 from record import timed, write
 
-from vitscope.indexer.capture import capture
-from vitscope.indexer.layers import find_layers
-from vitscope.indexer.model import Weights, load_model
 from vitscope.indexer.options import Options
-from vitscope.indexer.reduce import LayerReduction
 from vitscope.indexer.run import index
 from vitscope.indexer.scenes import write_scenes
 from vitscope.indexer.scenes.model import MODEL_NAME
 from vitscope.store.generation import open_generation
-from vitscope.store.manifest import LayerRecord
 from vitscope.v1 import query_pb2
 from vitscope.v1.service_pb2_grpc import ActivationServiceStub
 
@@ -48,61 +42,17 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument("--json", type=Path, help="where to write the results")
     args = parser.parse_args()
-    rounds = 3 if args.quick else 9
-    rows = [forward_row(name, rounds) for name in (MODEL_NAME, "vit_tiny_patch16_224")]
     with tempfile.TemporaryDirectory() as folder:
-        rows += answer_rows(Path(folder), 200 if args.quick else 2_000)
+        rows = answer_rows(Path(folder), 200 if args.quick else 2_000)
     for row in rows:
         print(
             f"{row['what']:<64} {row['ours_ms']:>9.3f} ms {row['floor_ms']:>9.3f} ms "
             f"x {row['ratio']:.2f}  ({row['floor']})"
         )
     if args.json:
-        command = f"python benchmarks/run.py{' --quick' if args.quick else ''}"
+        command = f"python benchmarks/answers.py{' --quick' if args.quick else ''}"
         write(args.json, command, rows, PACKAGES)
     return 0
-
-
-def forward_row(name: str, rounds: int) -> dict[str, Any]:
-    """Isolates capture and reduction: the same decoded batches, with and without them."""
-    model = load_model(name, Weights(random=True))
-    captured, _ = find_layers(model.module, name, model.input_size)
-    poolings = captured[0].tokens.poolings
-    reductions = [
-        LayerReduction(
-            LayerRecord(c.name, 0, c.channels, c.tokens, poolings, 100, False, False), "cpu"
-        )
-        for c in captured
-    ]
-    batch, batches = 32, 4
-    pixels = [torch.randn(batch, 3, *model.input_size) for _ in range(batches)]
-    valid = torch.ones(batch, dtype=torch.bool)
-
-    def bare() -> None:
-        with torch.inference_mode():
-            for part in pixels:
-                model.module(part)
-
-    def reducing(base: int) -> None:
-        for reduction in reductions:
-            reduction.start_unit(batch * batches)
-        for number, part in enumerate(pixels):
-            rows = torch.arange(batch) + base + number * batch
-
-            def sink(layer: int, activation: torch.Tensor, rows: torch.Tensor = rows) -> None:
-                offset = int(rows[0]) - base
-                reductions[layer].update(activation, rows, valid, offset)
-
-            with torch.inference_mode(), capture(model.module, captured, sink):
-                model.module(part)
-
-    reducing(0)
-    ours, floor = [], []
-    for number in range(rounds):
-        floor.append(timed(bare))
-        ours.append(timed(reducing, (number + 1) * batch * batches))
-    what = f"index {batch * batches} images, {name}, K = 100, three poolings"
-    return row_of(what, ours, floor, "bare forward")
 
 
 def answer_rows(folder: Path, calls: int) -> list[dict[str, Any]]:
