@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
-from vitscope.store.manifest import LayerRecord, ModelRecord
+from vitscope.store.manifest import LayerRecord, ModelRecord, layer_record, model_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,25 @@ class Unit:
     def rows(self) -> slice:
         """Its rows of the index."""
         return slice(self.start, self.stop)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Which of the units one run of several does: every `count`-th, from `number` on."""
+
+    number: int
+    count: int
+
+    def __str__(self) -> str:
+        """As --shard takes it."""
+        return f"{self.number}/{self.count}"
+
+    def of(self, units: Sequence[Unit]) -> Sequence[Unit]:
+        """Its units."""
+        return units[self.number :: self.count]
+
+
+WHOLE = Shard(0, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,3 +88,11 @@ class Plan:
     def to_json(self) -> bytes:
         """Serialise; equal plans give equal bytes."""
         return json.dumps(asdict(self), indent=1, sort_keys=True).encode() + b"\n"
+
+    @staticmethod
+    def from_json(plan: dict[str, Any]) -> Plan:
+        """The plan of a parsed `to_json`; raises KeyError, TypeError or ValueError for others."""
+        body = dict(plan)
+        model = model_record(body.pop("model"))
+        layers = tuple(layer_record(layer) for layer in body.pop("layers"))
+        return Plan(model=model, layers=layers, **body)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from vitscope.indexer.job import Job, prepare
 from vitscope.indexer.merge import merge
 from vitscope.indexer.options import Options
+from vitscope.indexer.plan import WHOLE, Plan, Shard, Unit
 from vitscope.indexer.progress import Progress
 from vitscope.indexer.refusals import telling
 from vitscope.indexer.stage import stage
@@ -24,6 +26,17 @@ def index(options: Options) -> str:
     proved good. An unfinished run of the same plan is taken up where it was left. Raises
     `IndexingError`, and `StoreError` where an index to append to is damaged or being written.
     """
+    job = made_ready(options)
+    with telling(options.out):
+        options.out.mkdir(exist_ok=True)
+        with writing(options.out) as lock:
+            # Another run may have published while this one loaded its model.
+            check_output(options.out, append=options.append)
+            return _finish(options, job, lock)
+
+
+def made_ready(options: Options) -> Job:
+    """The job of a run whose options and output folder have proved good, what it left out told."""
     options.check()
     if left_over(options.out):
         with telling(options.out), writing(options.out):
@@ -33,12 +46,7 @@ def index(options: Options) -> str:
     job = prepare(options)
     for notice in (*job.source.notices, *job.left_out):
         print(notice, file=sys.stderr)
-    with telling(options.out):
-        options.out.mkdir(exist_ok=True)
-        with writing(options.out) as lock:
-            # Another run may have published while this one loaded its model.
-            check_output(options.out, append=options.append)
-            return _finish(options, job, lock)
+    return job
 
 
 def _finish(options: Options, job: Job, lock: int) -> str:
@@ -48,22 +56,29 @@ def _finish(options: Options, job: Job, lock: int) -> str:
     name = complete_publication(work.index, work.staged, job.plan.ordinal)
     if name is None:
         taken_over = stage(work, job.base)
-        _run_units(options, job, work, lock)
+        run_units(options, job, work, (lock,), WHOLE)
         name = merge(work, job.base, taken_over)
     work.remove()
     return name
 
 
-def _run_units(options: Options, job: Job, work: Work, lock: int) -> None:
+def run_units(options: Options, job: Job, work: Work, locks: Sequence[int], shard: Shard) -> int:
+    """Do what is left of the units of a shard; gives how many it has."""
     plan = job.plan
-    finished, notices = work.finished()
+    units = shard.of(plan.units)
+    finished, notices = work.finished(units)
     for notice in notices:
         print(notice, file=sys.stderr)
-    left = [unit for unit in plan.units if unit not in finished]
-    done = sum(unit.stop - max(unit.start, plan.base_rows) for unit in finished)
-    progress = Progress("images", plan.rows - plan.base_rows, done=done)
+    left = [unit for unit in units if unit not in finished]
+    total, done = (_images(plan, some) for some in (units, finished))
+    progress = Progress("images", total, done=done)
     if options.workers > 1 and len(left) > 1:
-        run_side_by_side(options, work, lock, finished, left, progress)
+        run_side_by_side(options, work, locks, finished, left, progress)
     else:
         run_here(job, work, finished, left, progress)
     progress.finish()
+    return len(units)
+
+
+def _images(plan: Plan, units: Sequence[Unit]) -> int:
+    return sum(unit.stop - max(unit.start, plan.base_rows) for unit in units)

@@ -4,6 +4,8 @@ INDEX/building/plan.json          what is being made; a resumed run must agree
 INDEX/building/staged/…           becomes the generation; units write their score shards into it
 INDEX/building/units/000003/…     a unit's row records, pictures and candidates
 INDEX/building/units/000003.json  its receipt with the digests of all it wrote, written last
+INDEX/building/shards/0-of-3      held by the run that does every third unit from the first on
+INDEX/building/beginning          held by a shard while it makes what is missing of all this
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +26,7 @@ import numpy.typing as npt
 
 from vitscope.indexer.differences import differences
 from vitscope.indexer.errors import OutputError
-from vitscope.indexer.plan import Plan, Unit
+from vitscope.indexer.plan import Plan, Shard, Unit
 from vitscope.indexer.topk import Candidates
 from vitscope.store import layout
 from vitscope.store.boxes import Box
@@ -35,6 +38,7 @@ from vitscope.store.files import (
     write_atomically,
 )
 from vitscope.store.generation import current_name, generation_names
+from vitscope.store.lock import holding, in_turn
 from vitscope.store.manifest import LayerRecord, Pooling
 from vitscope.store.rows import RowRecord
 from vitscope.store.seals import Seal, seal_files
@@ -43,7 +47,9 @@ _PLAN = "plan.json"
 _STAGED = "staged"
 _REMOVED = ".building.removed"
 _OURS = {layout.CURRENT, layout.GENERATIONS, layout.LOCK, layout.WORK, _REMOVED}
-_WORK_ENTRIES = {_PLAN, _STAGED, "units"}
+_SHARDS = "shards"
+_BEGINNING = "beginning"
+_WORK_ENTRIES = {_PLAN, _STAGED, _SHARDS, _BEGINNING, "units"}
 
 
 def check_output(index: Path, *, append: bool = False) -> None:
@@ -95,11 +101,26 @@ def recorded_plan(index: Path) -> dict[str, Any] | None:
     try:
         plan: dict[str, Any] = json.loads(path.read_bytes())
     except ValueError:
-        raise OutputError(
-            f"The plan of the unfinished run in {index} is damaged; remove {path.parent} to start "
-            "it anew."
-        ) from None
+        raise _damaged_plan(index) from None
     return plan
+
+
+def unfinished(index: Path) -> Work:
+    """The unfinished run at `index`; raises `OutputError` where there is none."""
+    recorded = recorded_plan(index)
+    if recorded is None:
+        raise OutputError(f"{index} holds no unfinished run whose units could be merged.")
+    try:
+        return Work(index, Plan.from_json(recorded))
+    except (KeyError, TypeError, ValueError):
+        raise _damaged_plan(index) from None
+
+
+def _damaged_plan(index: Path) -> OutputError:
+    return OutputError(
+        f"The plan of the unfinished run in {index} is damaged; remove {index / layout.WORK} to "
+        "start it anew."
+    )
 
 
 def _entries(folder: Path) -> set[str]:
@@ -134,12 +155,12 @@ class Work:
             write_atomically(path, mine)
         (self.path / "units").mkdir(exist_ok=True)
 
-    def finished(self) -> tuple[list[Unit], list[str]]:
+    def finished(self, of: Sequence[Unit]) -> tuple[list[Unit], list[str]]:
         """Units whose receipt is there and right, and a sentence for each whose is not.
 
         Every byte that a receipt speaks of is read; a unit that fails is to be done again.
         """
-        units = [unit for unit in self.plan.units if self._receipt(unit).is_file()]
+        units = [unit for unit in of if self._receipt(unit).is_file()]
         with ThreadPoolExecutor() as pool:
             wrong = list(pool.map(self._wrong, units))
         notices = []
@@ -252,6 +273,40 @@ class Work:
             self._folder(unit) / f"{layer.name}.{pooling}.maps.npy", mmap_mode="r"
         )
         return maps
+
+    @contextmanager
+    def beginning(self) -> Iterator[None]:
+        """Wait until no other shard begins, so that one makes what the others find."""
+        self.path.mkdir(exist_ok=True)
+        with in_turn(self.path / _BEGINNING):
+            yield
+
+    def is_merged(self) -> bool:
+        """Whether what the units wrote has become a generation."""
+        names = generation_names(self.index / layout.GENERATIONS)
+        return not self.staged.exists() and any(int(n[:6]) == self.plan.ordinal for n in names)
+
+    @contextmanager
+    def held(self, shard: Shard) -> Iterator[int]:
+        """Be the only run that does this shard; gives the descriptor that holds it.
+
+        Raises `OutputError` where another does, or the run is shared out otherwise.
+        """
+        folder = self.path / _SHARDS
+        folder.mkdir(exist_ok=True)
+        counts = {path.name.rpartition("-")[2] for path in folder.iterdir()}
+        if others := counts - {str(shard.count)}:
+            raise OutputError(
+                f"The run in {self.index} was begun in {others.pop()} shards (not {shard.count}); "
+                "give the same number, or finish it without --shard."
+            )
+        with holding(folder / f"{shard.number}-of-{shard.count}") as held:
+            if held is None:
+                raise OutputError(
+                    f"Shard {shard} of {self.index} is being done by another process; wait for it "
+                    "or stop it."
+                )
+            yield held
 
     def remove(self) -> None:
         """Drop the folder once the generation is published.

@@ -48,15 +48,15 @@ def run_here(
 def run_side_by_side(
     options: Options,
     work: Work,
-    lock: int,
+    locks: Sequence[int],
     finished: Sequence[Unit],
     units: Sequence[Unit],
     progress: Progress,
 ) -> None:
     """Index `units` in `options.workers` processes.
 
-    They inherit the descriptor `lock` of the index's lock, so that nobody else writes while one of
-    them is left over. Raises `WorkerError` where one fails.
+    They inherit the descriptors `locks`, so that nobody else writes while one of them is left over.
+    Raises `WorkerError` where one fails.
     """
     # A process that has only loaded what takes seconds to load, and is forked for every worker.
     context = multiprocessing.get_context("forkserver")
@@ -65,7 +65,8 @@ def run_side_by_side(
     try:
         for number in range(min(options.workers, len(units))):
             mine, theirs = context.Pipe()
-            given = (options, number, work.plan.to_json(), finished, theirs, DupFd(lock))
+            held = [DupFd(lock) for lock in locks]
+            given = (options, number, work.plan.to_json(), finished, theirs, held)
             workers[mine] = context.Process(target=_serve, args=given)
             workers[mine].start()
             # Its end is the worker's alone to close: its death is then noticed as an end of file.
@@ -118,12 +119,13 @@ def _serve(
     plan: bytes,
     finished: Sequence[Unit],
     connection: Channel,
-    lock: Any,
+    locks: Sequence[Any],
 ) -> None:
     """A worker process: do the units that the parent sends, until it closes the connection."""
     # The parent stops its workers; a Ctrl-C in the terminal reaches all of them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    lock.detach()
+    for lock in locks:
+        lock.detach()
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
         job = prepare(options, number)

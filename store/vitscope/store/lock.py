@@ -1,6 +1,7 @@
-"""One writer at a time: an advisory lock on the file INDEX/lock, held by whoever changes the index.
+"""One writer at a time: an advisory lock on the file INDEX/lock, held by who changes the index.
 
-The lock belongs to the open file, so a worker process that inherits its descriptor keeps it after
+Runs that share out the units of an index (`--shard`) hold it together, against all others. The
+lock belongs to the open file, so a worker process that inherits its descriptor keeps it after
 the death of the process that took it: nobody writes beside a worker that is left over.
 """
 
@@ -41,26 +42,64 @@ def writing(index: Path) -> Iterator[int]:
     Raises `BusyIndexError`, with the number of the process that has it, where it is taken, and
     `NoLocksError` where the file system has no locks.
     """
-    descriptor = os.open(index / layout.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        _take(index, descriptor)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    with _held(index, fcntl.LOCK_EX) as descriptor:
         try:
             yield descriptor
         finally:
             os.ftruncate(descriptor, 0)
+
+
+@contextmanager
+def writing_together(index: Path) -> Iterator[int]:
+    """As `writing`, but others that write together may do so at the same time."""
+    with _held(index, fcntl.LOCK_SH) as descriptor:
+        yield descriptor
+
+
+@contextmanager
+def _held(index: Path, kind: int) -> Iterator[int]:
+    descriptor = os.open(index / layout.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        _take(index, descriptor, kind)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield descriptor
     finally:
         os.close(descriptor)
 
 
-def lock_alone(path: Path, descriptor: int) -> bool:
+@contextmanager
+def holding(path: Path) -> Iterator[int | None]:
+    """Hold the file at `path`, made where it is missing; None where another process holds it.
+
+    Gives the descriptor that holds it. Raises `NoLocksError`.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        yield descriptor if lock_alone(path, descriptor) else None
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Hold the file at `path` as soon as no other process does."""
+    while True:
+        with holding(path) as held:
+            if held is not None:
+                yield
+                return
+        time.sleep(0.05)
+
+
+def lock_alone(path: Path, descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
     """Lock the open file `path` against everybody else; False where another has a lock on it.
 
-    Raises `NoLocksError` where the file system has no locks, or none for this file.
+    With `LOCK_SH` as its `kind`, against those who want it alone. Raises `NoLocksError` where the
+    file system has no locks, or none for this file.
     """
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
@@ -80,9 +119,9 @@ def lock_alone(path: Path, descriptor: int) -> bool:
     return True
 
 
-def _take(index: Path, descriptor: int) -> None:
+def _take(index: Path, descriptor: int, kind: int) -> None:
     deadline = time.monotonic() + _LEFT_OVER_SECONDS
-    while not lock_alone(index / layout.LOCK, descriptor):
+    while not lock_alone(index / layout.LOCK, descriptor, kind):
         holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
         if _runs(holder) or time.monotonic() > deadline:
             raise BusyIndexError(

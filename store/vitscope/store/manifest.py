@@ -175,17 +175,21 @@ class Manifest:
 
 
 def _manifest(body: dict[str, Any], version: int) -> Manifest:
-    model = body.pop("model")
-    model["input_size"] = tuple(model["input_size"])
-    model["transform"] = tuple(model["transform"])
+    model = model_record(body.pop("model"))
     files = {path: FileRecord(**record) for path, record in body.pop("files").items()}
-    size = model["input_size"]
-    layers = tuple(_layer(layer, size if version == 1 else None) for layer in body.pop("layers"))
-    return Manifest(model=ModelRecord(**model), layers=layers, files=files, **body)
+    even_over = model.input_size if version == 1 else None
+    layers = tuple(layer_record(layer, even_over) for layer in body.pop("layers"))
+    return Manifest(model=model, layers=layers, files=files, **body)
 
 
-def _layer(layer: dict[str, Any], even_over: tuple[int, int] | None) -> LayerRecord:
-    """A layer; version 1 knew plain transformers only, whose patches cover the input evenly."""
+def model_record(model: dict[str, Any]) -> ModelRecord:
+    """The model from JSON."""
+    size, transform = tuple(model.pop("input_size")), tuple(model.pop("transform"))
+    return ModelRecord(input_size=size, transform=transform, **model)
+
+
+def layer_record(layer: dict[str, Any], even_over: tuple[int, int] | None = None) -> LayerRecord:
+    """A layer from JSON; version 1 knew plain transformers only, whose patches cover the input."""
     tokens = layer.pop("tokens")
     tokens["prefix"] = tuple(tokens["prefix"])
     poolings = tuple(layer.pop("poolings"))

@@ -1,0 +1,198 @@
+"""Runs that share out an index's units, at the same time or not, and the merge that ends them."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from pictures import BAD, write_pictures
+from runs import files_of, tiny
+
+from vitscope.client.cli import main
+from vitscope.indexer.errors import OutputError
+from vitscope.indexer.options import Options
+from vitscope.indexer.plan import Shard
+from vitscope.indexer.run import index
+from vitscope.indexer.sharded import index_shard, merge_shards
+from vitscope.store.lock import BusyIndexError, writing, writing_together
+
+ROWS = 31
+"""Eight units of four: three shards have three, three and two."""
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    write_pictures(folder, ROWS - len(BAD))
+    for name, data in BAD.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def options(pictures: Path, out: Path) -> Options:
+    kept = {"retain_all": ("blocks.1.mlp",), "retain_prefix": ("blocks.0.mlp",)}
+    return tiny(pictures, out, **kept)
+
+
+def line(pictures: Path, out: Path, *more: str) -> list[str]:
+    """The same, as a command."""
+    return f"index --model test_vit --random-weights --img-size 32 --top-k 3 --batch-size 4 \
+--unit-rows 4 --threads 1 --retain-all blocks.1.mlp --retain-prefix blocks.0.mlp \
+--data {pictures} --out {out} {' '.join(more)}".split()
+
+
+@pytest.fixture(scope="module")
+def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of an undisturbed run by one process."""
+    out = tmp_path_factory.mktemp("whole") / "index"
+    index(options(pictures, out))
+    return files_of(out)
+
+
+def test_shards_at_the_same_time_and_a_merge_give_the_same_bytes(
+    pictures: Path, whole: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "index"
+    runs = []
+    for number in range(3):
+        # One of them does its units side by side besides.
+        more = ("--shard", f"{number}/3", "--workers", "2" if number == 1 else "1")
+        command = [sys.executable, "-m", "vitscope.client", *line(pictures, out, *more)]
+        runs.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+    told = [run.communicate(timeout=240)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0, 0]
+    assert [said.partition(" is done")[0] for said in told] == [
+        f"Shard {n}/3 of {out}" for n in range(3)
+    ]
+    assert [said.split(": ")[1].split(",")[0] for said in told] == ["3 units", "3 units", "2 units"]
+    assert main(["merge", str(out)]) == 0
+    assert capsys.readouterr().out.startswith("Published 000001-")
+    assert files_of(out) == whole
+
+
+def test_a_merge_names_what_is_missing_and_a_killed_shard_goes_on(
+    pictures: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "index"
+    index_shard(options(pictures, out), Shard(0, 3))
+    command = [sys.executable, "-m", "vitscope.client"]
+    run = subprocess.Popen([*command, *line(pictures, out, "--shard", "1/3")])
+    while not (out / "building" / "units" / "000001.json").exists():
+        assert run.poll() is None
+        time.sleep(0.005)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    index_shard(options(pictures, out), Shard(2, 3))
+    (out / "building" / "units" / "000003" / "rows.json").write_bytes(b"")
+    with pytest.raises(OutputError, match=r"units? of 8 .* must still be indexed \(number .*3.*\)"):
+        merge_shards(out)
+    for number in range(3):
+        index_shard(options(pictures, out), Shard(number, 3))
+    merge_shards(out)
+    assert files_of(out) == whole
+
+
+def test_one_command_without_shards_finishes_what_they_began(
+    pictures: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    index_shard(options(pictures, tmp_path / "index"), Shard(1, 3))
+    index(options(pictures, tmp_path / "index"))
+    assert files_of(tmp_path / "index") == whole
+
+
+def test_more_shards_than_units(pictures: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+    counts = [
+        index_shard(options(pictures, tmp_path / "index"), Shard(number, 10))
+        for number in range(10)
+    ]
+    assert counts == [1] * 8 + [0] * 2
+    merge_shards(tmp_path / "index")
+    assert files_of(tmp_path / "index") == whole
+
+
+def test_pictures_are_added_by_shards(pictures: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        index(replace(options(pictures, tmp_path / name), limit=14))
+    more = options(pictures, tmp_path / "a")
+    index(replace(more, append=True))
+    for number in (1, 0):
+        index_shard(replace(more, append=True, out=tmp_path / "b"), Shard(number, 2))
+    merge_shards(tmp_path / "b")
+    assert files_of(tmp_path / "b") == files_of(tmp_path / "a")
+
+
+def test_who_may_write_beside_whom(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "index"
+    mine = options(pictures, out)
+    index_shard(mine, Shard(0, 3))
+    with writing_together(out):
+        index_shard(mine, Shard(1, 3))
+        with pytest.raises(BusyIndexError):
+            index(mine)
+        with pytest.raises(BusyIndexError):
+            merge_shards(out)
+    with writing(out), pytest.raises(BusyIndexError):
+        index_shard(mine, Shard(2, 3))
+
+
+def test_a_shard_is_done_by_one_process_at_a_time(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "index"
+    command = [sys.executable, "-m", "vitscope.client", *line(pictures, out, "--shard", "0/2")]
+    first = subprocess.Popen(command)
+    while not (out / "building" / "units" / "000000.json").exists():
+        assert first.poll() is None
+        time.sleep(0.005)
+    first.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(OutputError, match=r"Shard 0/2 of .* is being done by another process"):
+            index_shard(options(pictures, out), Shard(0, 2))
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_refusals_are_one_sentence(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "index"
+    assert main(["merge", str(out)]) == 3
+    assert capsys.readouterr().err == (
+        f"vitscope: {out} holds no unfinished run whose units could be merged.\n"
+    )
+    for text in ("3/3", "1", "-1/3", "a/b", "0/0"):
+        assert main(line(pictures, out, f"--shard={text}")) == 2
+        assert f"{text!r} is no shard; give its number, from 0" in capsys.readouterr().err
+    index_shard(options(pictures, out), Shard(0, 3))
+    assert main(line(pictures, out, "--shard", "0/2")) == 3
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"vitscope: The run in {out} was begun in 3 shards (not 2); give the same number, or "
+        "finish it without --shard."
+    )
+    with pytest.raises(OutputError, match=r"unfinished run with --top-k 3 \(not 2\)"):
+        index_shard(replace(options(pictures, out), top_k=2), Shard(1, 3))
+
+
+def test_a_merge_that_died_after_its_last_rename_is_completed(
+    pictures: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "index"
+    index_shard(options(pictures, out), Shard(0, 1))
+    with monkeypatch.context() as patch:
+
+        def dies(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        # The pointer to the generation, which is in its place already.
+        patch.setattr("vitscope.store.publish.sync_directory", dies)
+        with pytest.raises(KeyboardInterrupt):
+            merge_shards(out)
+    assert not (out / "CURRENT").exists()
+    with pytest.raises(OutputError, match=r"merged already; `vitscope merge .*` completes"):
+        index_shard(options(pictures, out), Shard(0, 1))
+    merge_shards(out)
+    assert files_of(out) == whole
