@@ -27,6 +27,7 @@ from vitscope.indexer.options import Options
 from vitscope.indexer.plan import Unit
 from vitscope.indexer.scenes import write_scenes
 from vitscope.indexer.stage import stage
+from vitscope.indexer.topk import NONE
 from vitscope.indexer.unit import Worker
 from vitscope.indexer.work import Work
 
@@ -38,13 +39,13 @@ BATCH = 32
 def main() -> int:
     """Run every model, print a table, write the result file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--quick", action="store_true", help="256 pictures instead of 2,048")
+    parser.add_argument("--quick", action="store_true", help="1,024 pictures instead of 4,096")
     parser.add_argument("--json", type=Path, help="where to write the results")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     args = parser.parse_args()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        write_scenes(Path(folder) / "scenes", 256 if args.quick else 2_048)
+        write_scenes(Path(folder) / "scenes", 1_024 if args.quick else 4_096)
         for name in MODELS:
             rows += model_rows(name, Path(folder), args.device)
             show(rows[-2:])
@@ -64,7 +65,6 @@ def model_rows(name: str, folder: Path, device: str) -> list[Row]:
         weights=Weights(random=True),
         top_k=100,
         batch_size=BATCH,
-        unit_rows=8 * BATCH,
         device=device,
     )
     job = prepare(options)
@@ -131,8 +131,9 @@ class Decoded(Worker):
         return (time.perf_counter() - start) * 1e3
 
     def bar(self) -> None:
-        """Let no picture enter from now on."""
+        """Let no picture enter from now on, as late in a large data set."""
         for reduction in self._reductions:
+            reduction._top.keys.fill_(NONE)
             reduction._top.bars.fill_(torch.iinfo(torch.int64).max)
 
     def _batches(self, rows: range) -> Iterator[tuple[int, list[Picture]]]:

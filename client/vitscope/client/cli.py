@@ -39,6 +39,7 @@ _EXTRA_OF = {
     "faiss": "faiss-cpu",
     "grpc_health": "server",
     "grpc_reflection": "server",
+    "numba": "indexer",
     "safetensors": "indexer",
     "tensorstore": "store",
     "timm": "indexer",
