@@ -3,10 +3,10 @@
     python benchmarks/forward.py [--quick] [--json FILE] [--device DEVICE]
 
 Retention `top`, K = 100, all layers, three poolings where there is a class token. A unit is
-indexed, everything but decoding counted (capture, reduction, writing, receipt), and its batches
-go through the bare model, in turns. First of new pictures, of which many enter the best of some
-channel; then of the same with bars that none can beat, as nearly none does late in a large data
-set: of N pictures about K ln(N / K) enter a channel's best K after the first K.
+indexed, everything but decoding counted (putting batches together, capture, reduction, writing,
+receipt), and its batches go through the bare model, in turns. First of new pictures, of which many
+enter the best of some channel; then of the same with bars that none can beat, as nearly none does
+late in a large data set: of N pictures, about K (1 + ln(N / K)) are ever among a channel's best K.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -98,15 +100,13 @@ def _probe(job: Job) -> tuple[int, float, float, int]:
     size = job.plan.batch_size
     layers = tuple(replace(layer, dense=False) for layer in job.plan.layers)
     job = replace(job, plan=replace(job.plan, layers=layers))
-    worker = Worker(job, Work(Path(), job.plan), lambda done: None)
+    # What is done once in a process is not to be counted.
+    with _probing(job) as worker:
+        worker.rehearse(range(min(size, job.plan.rows)))
     progress = Progress("probed images", min(job.plan.rows, _BATCHES * size))
-    try:
-        with torch.inference_mode():
-            # What is done once in a process is not to be counted.
-            blank = torch.zeros(min(size, job.plan.rows), 3, *job.model.input_size)
-            job.model.module(blank.to(job.device, job.model.dtype))
-        taken = pictures = 0
-        first = again = 0.0
+    taken = pictures = 0
+    first = again = 0.0
+    with _probing(job) as worker:
         while taken < job.plan.rows and taken < _BATCHES * size and first + again < _SECONDS:
             rows = range(taken, min(taken + size, job.plan.rows))
             start = time.monotonic()
@@ -119,9 +119,16 @@ def _probe(job: Job) -> tuple[int, float, float, int]:
             again += time.monotonic() - middle
             taken = rows.stop
             progress.advance(len(rows))
+    return taken, first, again, pictures
+
+
+@contextmanager
+def _probing(job: Job) -> Iterator[Worker]:
+    worker = Worker(job, Work(Path(), job.plan), lambda done: None)
+    try:
+        yield worker
     finally:
         worker.close()
-    return taken, first, again, pictures
 
 
 def _whole(rows: int, probed: int, first: float, again: float, top_k: int) -> float:

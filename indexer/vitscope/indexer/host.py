@@ -1,15 +1,14 @@
 """The reduction of a layer on the processor, compiled, so that every activation is read once.
 
 Plain PyTorch reads activations once for every pooling and again for maps, and starts a dozen
-operations a pooling (`vitscope.indexer.reduce` does so on other devices). Here a few images' worth
-of neighbouring channels stays in the processor's cache while it is pooled, rounded, ranked and,
-where an image enters a channel's best, its map is copied.
+operations a pooling (`vitscope.indexer.reduce` does so on other devices). Here the patches of an
+image stay in the processor's cache, some channels at a time, while they are pooled, rounded, ranked
+and, where the image enters a channel's best, copied as its map.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,24 +21,12 @@ MEAN, MAX = -1, -2
 """Sources of a score that are no single token."""
 
 _BLOCK = 256
-"""Channels pooled together: 200 KB of a 14 x 14 grid, which a core keeps to itself."""
+"""Channels pooled together: 200 KB of a 14 x 14 grid, which a core's own cache holds."""
 _NAN = 0x7E00
 """Bits of a float16 NaN."""
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 
-
-def _compiled(function: Function) -> Function:
-    """Compile at the first call; the code is kept for other processes where it can be written."""
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-    try:
-        return cast(Function, njit(cache=True, **options)(function))
-    except RuntimeError:
-        return cast(Function, njit(**options)(function))
-
-
-@_compiled
-def reduce_channels(
+def _reduce_channels(
     values: npt.NDArray[np.float32],
     first: int,
     sources: npt.NDArray[np.int64],
@@ -48,6 +35,7 @@ def reduce_channels(
     row: int,
     valid: npt.NDArray[np.bool_],
     scores: npt.NDArray[np.int16],
+    offset: int,
     keys: npt.NDArray[np.int64],
     bars: npt.NDArray[np.int64],
     maps: npt.NDArray[np.int16],
@@ -55,9 +43,9 @@ def reduce_channels(
     """Take in channels `start` to `stop` of activations (B, T, C) of images `row` and following.
 
     Patches begin at token `first`; `sources` (P,) are `MEAN`, `MAX` or a token, for each pooling.
-    Writes scores (P, C, B), and where an image enters the best of a channel, one of its `keys`
-    (P, C, K), the least of them in `bars` (P, C), and its map in `maps` (P, C, K, H * W). Float16
-    is handled as its bits. Gives the number of scores beyond the range of float16.
+    Writes scores (P, C, U) from `offset` on, and where an image enters the best of a channel, one
+    of its `keys` (P, C, K), the least of them in `bars` (P, C), and its map in `maps` (P, C, K,
+    H * W). Float16 is handled as its bits. Gives the number of scores beyond its range.
     """
     batch, tokens, _ = values.shape
     cells = tokens - first
@@ -108,11 +96,11 @@ def reduce_channels(
                     slot = _enter(keys[number, low + c], bars[number, low + c], key)
                     bars[number, low + c] = keys[number, low + c].min()
                     maps[number, low + c, slot] = patch_map
-        scores[:, low : low + width] = rounded[:, :width]
+        scores[:, low : low + width, offset : offset + batch] = rounded[:, :width]
     return beyond
 
 
-@_compiled
+@njit(nogil=True, error_model="numpy")
 def _pool(
     patches: npt.NDArray[np.float32],
     low: int,
@@ -132,7 +120,8 @@ def _pool(
         row2, row3 = patches[cell + 2, low : low + width], patches[cell + 3, low : low + width]
         for c in range(width):
             v0, v1, v2, v3 = row0[c], row1[c], row2[c], row3[c]
-            total[c] += (np.float64(v0) + np.float64(v1)) + (np.float64(v2) + np.float64(v3))
+            # One after the other, as NumPy adds: where large values cancel, order shows.
+            total[c] = total[c] + np.float64(v0) + np.float64(v1) + np.float64(v2) + np.float64(v3)
             left, right = v0 if v0 > v1 else v1, v2 if v2 > v3 else v3
             four = left if left > right else right
             highest[c] = four if four > highest[c] else highest[c]
@@ -147,7 +136,7 @@ def _pool(
             highest[c] = np.nan
 
 
-@_compiled
+@njit(nogil=True, error_model="numpy")
 def _enter(keys: npt.NDArray[np.int64], least: np.int64, key: np.int64) -> int:
     """Put a key in the place of the least of a channel's keys (K,); gives the place."""
     slot = 0
@@ -157,7 +146,7 @@ def _enter(keys: npt.NDArray[np.int64], least: np.int64, key: np.int64) -> int:
     return slot
 
 
-@_compiled
+@njit(nogil=True, error_model="numpy")
 def _key(score: np.int16, row: int) -> np.int64:
     """As `vitscope.indexer.topk.ranking_keys` makes them, of the bits of a score."""
     bits = np.int64(score)
@@ -165,7 +154,7 @@ def _key(score: np.int16, row: int) -> np.int64:
     return np.int64(NONE) if bits == _NAN else (order << ROW_BITS) | (LAST_ROW - row)
 
 
-@_compiled
+@njit(nogil=True, error_model="numpy")
 def _score(wide: np.float64) -> np.int32:
     """As `vitscope.indexer.pooling.round_to_half`, the bits of it."""
     inside = min(max(wide, -HALF_MAX), HALF_MAX)
@@ -177,14 +166,14 @@ def _score(wide: np.float64) -> np.int32:
     return np.int32(_NAN) if np.isnan(wide) else np.int32(0) if bits & 0x7FFF == 0 else bits
 
 
-@_compiled
+@njit(nogil=True, error_model="numpy")
 def _half(value: Any) -> np.int32:
     """As `vitscope.indexer.pooling.to_half`, the bits of it."""
     inside = np.float32(min(max(value, -HALF_MAX), HALF_MAX))
     return np.int32(_NAN) if np.isnan(value) else _half_bits(inside.view(np.int32))
 
 
-@_compiled
+@njit(nogil=True, error_model="numpy")
 def _half_bits(bits: np.int32) -> np.int32:
     """Bits of the float16 nearest to a float32 in its range, ties to even."""
     sign = (bits >> 16) & 0x8000
@@ -194,3 +183,20 @@ def _half_bits(bits: np.int32) -> np.int32:
     small = shifted.view(np.int32) - 0x3F000000
     normal = (size + 0xFFF + ((size >> 13) & 1) - 0x38000000) >> 13
     return np.int32(sign | (small if size < 0x38800000 else normal))
+
+
+_plain = njit(nogil=True, error_model="numpy")(_reduce_channels)
+try:
+    _kept = njit(nogil=True, error_model="numpy", cache=True)(_reduce_channels)
+except RuntimeError:
+    # There is no folder to keep compiled code in.
+    _kept = _plain
+
+
+def reduce_channels(*given: Any) -> int:
+    """`_reduce_channels`, compiled by the first process that calls it and kept for the others."""
+    try:
+        return _kept(*given)
+    except OSError:
+        # The folder of compiled code is full, or not to be read or written: nothing has run yet.
+        return _plain(*given)

@@ -13,6 +13,7 @@ import torch
 from vitscope.store.manifest import Pooling, TokenLayout
 
 HALF_MAX = 65504.0
+"""The largest float16. Compiled code (`host`) has it frozen in: change that file with it."""
 
 
 def pool(activation: torch.Tensor, tokens: TokenLayout, pooling: Pooling) -> torch.Tensor:
@@ -50,7 +51,8 @@ def round_to_half(wide: torch.Tensor) -> torch.Tensor:
 
 def to_half(values: torch.Tensor) -> torch.Tensor:
     """Activations as they are stored: the nearest float16, saturated."""
-    return values.clamp(-HALF_MAX, HALF_MAX).half()
+    # In bfloat16 the bound itself would be rounded up, to what float16 cannot hold.
+    return values.float().clamp(-HALF_MAX, HALF_MAX).half()
 
 
 def saturated(wide: torch.Tensor) -> int:

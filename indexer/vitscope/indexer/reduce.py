@@ -31,19 +31,20 @@ class LayerReduction:
         layer: LayerRecord,
         device: str,
         *,
-        pool: ThreadPoolExecutor | None = None,
+        helpers: ThreadPoolExecutor | None = None,
         threads: int = 1,
         compiled: bool | None = None,
     ) -> None:
-        """`pool` holds the threads that help this one, so that `threads` share a reduction."""
+        """`helpers` are threads that help this one, so that `threads` share a reduction."""
         tokens = layer.tokens
+        on_cpu = torch.device(device).type == "cpu"
         self.layer = layer
-        self._compiled = device == "cpu" if compiled is None else compiled
-        self._pool = pool
-        self._parts = _parts(layer.channels, threads if pool else 1)
+        self._compiled = on_cpu if compiled is None else compiled
+        self._helpers = helpers
+        self._parts = _parts(layer.channels, threads if helpers else 1)
         cells = tokens.height * tokens.width
         self._top = RunningTop(len(layer.poolings), layer.channels, layer.top_k, cells, device)
-        self._sources = np.array([_source(layer, pooling) for pooling in layer.poolings])
+        self._sources = np.array([_source(layer, pooling) for pooling in layer.poolings], np.int64)
         self._scores = np.empty((0, layer.channels, 0), np.float16)
         self._prefix = np.empty((0, 0, layer.channels), np.float16)
         self.saturated = 0
@@ -74,23 +75,16 @@ class LayerReduction:
         Where `valid` (B,) is False there is no image; what the model made of the blank in its
         place is left out.
         """
-        scores = self._scores[:, :, offset : offset + len(activation)]
         if self._compiled:
-            self._update_compiled(activation, row, valid, scores)
+            self._update_compiled(activation, row, valid, offset)
         else:
-            self._update(activation, row, valid, scores)
+            self._update(activation, row, valid, offset)
         if self.layer.dense_prefix:
             halves = to_half(activation[:, : len(self.layer.tokens.prefix)])
             halves = halves.masked_fill(~valid[:, None, None], torch.nan)
             self._prefix[offset : offset + len(activation)] = halves.cpu().numpy()
 
-    def _update(
-        self,
-        activation: torch.Tensor,
-        row: int,
-        valid: torch.Tensor,
-        scores: npt.NDArray[np.float16],
-    ) -> None:
+    def _update(self, activation: torch.Tensor, row: int, valid: torch.Tensor, offset: int) -> None:
         tokens = self.layer.tokens
         wide = torch.stack([pool(activation, tokens, each) for each in self.layer.poolings])
         wide = wide.masked_fill(~valid[:, None], torch.nan)  # [P, B, C]
@@ -98,14 +92,11 @@ class LayerReduction:
         rounded = round_to_half(wide)
         rows = torch.arange(row, row + len(activation), device=activation.device)
         self._top.update(rounded, rows, activation[:, len(tokens.prefix) :])
-        scores[...] = rounded.transpose(1, 2).cpu().numpy()
+        scores = rounded.transpose(1, 2).cpu().numpy()
+        self._scores[:, :, offset : offset + len(activation)] = scores
 
     def _update_compiled(
-        self,
-        activation: torch.Tensor,
-        row: int,
-        valid: torch.Tensor,
-        scores: npt.NDArray[np.float16],
+        self, activation: torch.Tensor, row: int, valid: torch.Tensor, offset: int
     ) -> None:
         values = activation.float().contiguous().numpy()
         keys, bars = self._top.keys.numpy(), self._top.bars.numpy()
@@ -120,7 +111,8 @@ class LayerReduction:
                 stop,
                 row,
                 valid.numpy(),
-                scores.view(np.int16),
+                self._scores.view(np.int16),
+                offset,
                 keys,
                 bars,
                 maps,
@@ -128,7 +120,7 @@ class LayerReduction:
 
         # Channels have nothing to do with each other: the bits do not depend on who takes which.
         first, *rest = self._parts
-        others = [self._pool.submit(reduce, *part) for part in rest if self._pool]
+        others = [self._helpers.submit(reduce, *part) for part in rest if self._helpers]
         self.saturated += reduce(*first)
         self.saturated += sum(other.result() for other in others)
 

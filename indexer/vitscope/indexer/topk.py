@@ -10,11 +10,15 @@ import torch
 
 from vitscope.indexer.pooling import to_half
 
+# Compiled code (`host`) has these three frozen in: change that file with them.
 ROW_BITS = 40
 """Bits of a ranking key that hold the row: a trillion images."""
 LAST_ROW = (1 << ROW_BITS) - 1
 NONE = -1
 """The key of what is in no ranking."""
+
+_MAPS_AT_ONCE = 1 << 16
+"""Maps copied together: at the beginning every image enters everywhere."""
 
 KEY = np.dtype([("channel", "<i4"), ("row", "<i8"), ("score", "<f2")])
 
@@ -73,7 +77,10 @@ class RunningTop:
         enter = keep[:, k:].nonzero()
         place, slot, image = changing[enter[:, 0]], leave[:, 1], enter[:, 1]
         mine[place, slot] = keys[place, image]
-        maps[place, slot] = to_half(patches[image, :, place % channels])
+        for start in range(0, len(place), _MAPS_AT_ONCE):
+            some = slice(start, start + _MAPS_AT_ONCE)
+            mapped = patches[image[some], :, place[some] % channels]
+            maps[place[some], slot[some]] = to_half(mapped)
         bars[changing] = mine[changing].amin(1)
 
     def candidates(self, pooling: int, start: int, stop: int) -> Candidates:

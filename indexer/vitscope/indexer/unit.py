@@ -38,7 +38,7 @@ class Worker:
         self._decoder = Decoder(job.model.steps, plan.thumbnail_size)
         self._helpers = ThreadPoolExecutor(max(1, plan.threads - 1))
         self._reductions = [
-            LayerReduction(layer, job.device, pool=self._helpers, threads=plan.threads)
+            LayerReduction(layer, job.device, helpers=self._helpers, threads=plan.threads)
             for layer in plan.layers
         ]
         self._dense = {
