@@ -16,9 +16,12 @@ from pictures import BAD, jpeg, noise
 from runs import tiny
 
 from vitscope.indexer.errors import NothingNewError, OutputError
+from vitscope.indexer.job import Job, prepare
 from vitscope.indexer.model import Weights
 from vitscope.indexer.options import Options
+from vitscope.indexer.plan import Shard
 from vitscope.indexer.run import index
+from vitscope.indexer.sharded import index_shard
 from vitscope.store.generation import Generation, open_generation
 from vitscope.store.verify import verify
 
@@ -225,3 +228,44 @@ def test_a_first_index_smaller_than_a_unit_may_grow(tmp_path: Path) -> None:
     assert [layer.top_k for layer in generation.manifest.layers] == [5] * 6
     index(replace(base, data=folder(tmp_path / "all", range(20)), out=tmp_path / "once"))
     assert_equal_but_for_names(generation, open_generation(tmp_path / "once"))
+
+
+def test_another_run_that_publishes_meanwhile_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures must not be lost, nor the index set back, where the base is no more the newest."""
+    out = tmp_path / "index"
+    mine = options(folder(tmp_path / "a", range(4)), out)
+    index(mine)
+    others = [folder(tmp_path / "b", range(4, 6)), folder(tmp_path / "c", range(6, 9))]
+    late = replace(mine, data=folder(tmp_path / "d", range(9, 12)), append=True)
+    for run in (index, lambda given: index_shard(given, Shard(0, 1))):
+        with monkeypatch.context() as patch:
+
+            def published_meanwhile(given: Options) -> Job:
+                job = prepare(given)
+                patch.setattr("vitscope.indexer.run.prepare", prepare)
+                index(replace(mine, data=others.pop(), append=True))
+                return job
+
+            patch.setattr("vitscope.indexer.run.prepare", published_meanwhile)
+            with pytest.raises(
+                OutputError, match=r"Another run has published 00000\d-\w+ in .* mean"
+            ):
+                run(late)
+        assert not (out / "building" / "plan.json").exists()
+    assert open_generation(out).name.startswith("000003-")
+    assert index(late).startswith("000004-")
+    assert open_generation(out).manifest.rows == 12
+
+
+def test_an_older_generation_that_was_put_back_can_be_added_to(tmp_path: Path) -> None:
+    out = tmp_path / "index"
+    mine = options(folder(tmp_path / "a", range(4)), out)
+    first = index(mine)
+    index(replace(mine, data=folder(tmp_path / "b", range(4, 6)), append=True))
+    (out / "CURRENT").write_text(f"{first}\n")
+    name = index(replace(mine, data=folder(tmp_path / "c", range(6, 9)), append=True))
+    assert name.startswith("000003-")
+    keys = [open_generation(out).rows.key(row) for row in range(7)]
+    assert keys == [f"{number:03d}.jpg" for number in (*range(4), *range(6, 9))]

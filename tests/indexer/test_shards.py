@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from vitscope.indexer.options import Options
 from vitscope.indexer.plan import Shard
 from vitscope.indexer.run import index
 from vitscope.indexer.sharded import index_shard, merge_shards
-from vitscope.store.lock import BusyIndexError, writing, writing_together
+from vitscope.store.lock import BusyIndexError, holding, writing, writing_together
 
 ROWS = 31
 """Eight units of four: three shards have three, three and two."""
@@ -142,18 +145,65 @@ def test_who_may_write_beside_whom(pictures: Path, tmp_path: Path) -> None:
 
 def test_a_shard_is_done_by_one_process_at_a_time(pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "index"
+    index_shard(options(pictures, out), Shard(1, 2))
+    shards = out / "building" / "shards"
+    with holding(shards / "0-of-2"):
+        for mine in (Shard(0, 2), Shard(0, 3)):
+            with pytest.raises(OutputError, match=r"Shard 0/2 of .* is being done by another pro"):
+                index_shard(options(pictures, out), mine)
+        index_shard(options(pictures, out), Shard(1, 2))
+    # Once nobody is at work, the rest may be shared out otherwise.
+    index_shard(options(pictures, out), Shard(2, 3))
+    assert [path.name for path in shards.iterdir()] == ["2-of-3"]
+
+
+def test_shards_begin_one_after_the_other(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "index"
+    index_shard(options(pictures, out), Shard(1, 2))
     command = [sys.executable, "-m", "vitscope.client", *line(pictures, out, "--shard", "0/2")]
-    first = subprocess.Popen(command)
-    while not (out / "building" / "units" / "000000.json").exists():
+    with holding(out / "building" / "beginning"):
+        second = subprocess.Popen(command)
+        # It has everything loaded as soon as it has the lock.
+        while str(out / "lock") not in open_files(second.pid):
+            assert second.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.5)
+        assert not (out / "building" / "shards" / "0-of-2").exists()
+    assert second.wait(timeout=60) == 0
+    assert (out / "building" / "shards" / "0-of-2").exists()
+
+
+def test_a_worker_left_over_keeps_its_shard(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "index"
+    more = ("--shard", "0/2", "--workers", "2")
+    command = [sys.executable, "-m", "vitscope.client", *line(pictures, out, *more)]
+    first = subprocess.Popen(command, start_new_session=True)
+    shard = str(out / "building" / "shards" / "0-of-2")
+    while not (holders := [pid for pid in processes() if shard in open_files(pid)])[1:]:
         assert first.poll() is None
         time.sleep(0.005)
-    first.send_signal(signal.SIGSTOP)
+    worker = next(pid for pid in holders if pid != first.pid)
+    os.kill(worker, signal.SIGSTOP)
     try:
+        first.kill()
+        first.wait()
         with pytest.raises(OutputError, match=r"Shard 0/2 of .* is being done by another process"):
             index_shard(options(pictures, out), Shard(0, 2))
     finally:
-        first.kill()
-        first.wait()
+        os.killpg(first.pid, signal.SIGKILL)
+
+
+def processes() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
+
+
+def open_files(process: int) -> list[str]:
+    found = []
+    with suppress(OSError):
+        for entry in Path(f"/proc/{process}/fd").iterdir():
+            with suppress(OSError):
+                found.append(os.readlink(entry))
+    return found
 
 
 def test_refusals_are_one_sentence(
@@ -162,19 +212,25 @@ def test_refusals_are_one_sentence(
     out = tmp_path / "index"
     assert main(["merge", str(out)]) == 3
     assert capsys.readouterr().err == (
-        f"vitscope: {out} holds no unfinished run whose units could be merged.\n"
+        f"vitscope: {out} has no units to merge; `vitscope index --shard` with --out {out} makes "
+        "them.\n"
     )
     for text in ("3/3", "1", "-1/3", "a/b", "0/0"):
         assert main(line(pictures, out, f"--shard={text}")) == 2
         assert f"{text!r} is no shard; give its number, from 0" in capsys.readouterr().err
     index_shard(options(pictures, out), Shard(0, 3))
-    assert main(line(pictures, out, "--shard", "0/2")) == 3
-    assert capsys.readouterr().err.splitlines()[-1] == (
-        f"vitscope: The run in {out} was begun in 3 shards (not 2); give the same number, or "
-        "finish it without --shard."
-    )
     with pytest.raises(OutputError, match=r"unfinished run with --top-k 3 \(not 2\)"):
         index_shard(replace(options(pictures, out), top_k=2), Shard(1, 3))
+    plan = out / "building" / "plan.json"
+    whole = json.loads(plan.read_bytes())
+    for odd in ({"rows": "31"}, {"unit_rows": 0}, {"model": "x"}, {"layers": 3}, {"new": 1}):
+        plan.write_text(json.dumps({**whole, **odd}))
+        with pytest.raises(OutputError, match=r"is of another vitscope, or damaged; finish it"):
+            merge_shards(out)
+    plan.write_text(json.dumps(whole))
+    index(options(pictures, out))
+    with pytest.raises(OutputError, match=r"has nothing to merge: generation 000001-\w+ is publ"):
+        merge_shards(out)
 
 
 def test_a_merge_that_died_after_its_last_rename_is_completed(
@@ -192,7 +248,7 @@ def test_a_merge_that_died_after_its_last_rename_is_completed(
         with pytest.raises(KeyboardInterrupt):
             merge_shards(out)
     assert not (out / "CURRENT").exists()
-    with pytest.raises(OutputError, match=r"merged already; `vitscope merge .*` completes"):
+    with pytest.raises(OutputError, match=r"merged already; `vitscope merge .*` tidies up"):
         index_shard(options(pictures, out), Shard(0, 1))
     merge_shards(out)
     assert files_of(out) == whole

@@ -14,6 +14,7 @@ from synthetic import Synthetic, build
 from vitscope.store.errors import NotAnIndexError
 from vitscope.store.files import tree_files, write_atomically
 from vitscope.store.generation import open_generation
+from vitscope.store.manifest import Manifest
 from vitscope.store.publish import complete_publication, publish
 from vitscope.store.verify import verify
 
@@ -71,6 +72,10 @@ def test_the_next_generation_takes_the_next_number_and_leaves_the_old_one(
     assert verify(synthetic_copy, deep=True).problems == ()
 
 
+def anyone(manifest: Manifest) -> bool:
+    return True
+
+
 def test_before_the_pointer_moves_the_old_generation_is_read(
     synthetic: Synthetic, synthetic_copy: Path
 ) -> None:
@@ -80,7 +85,9 @@ def test_before_the_pointer_moves_the_old_generation_is_read(
     # As a kill just before the last step leaves it.
     (synthetic_copy / "CURRENT").write_bytes(pointer)
     assert open_generation(synthetic_copy).name == synthetic.generation
-    assert complete_publication(synthetic_copy, staged, 2) == name
+    assert complete_publication(synthetic_copy, staged, lambda manifest: False) is None
+    assert open_generation(synthetic_copy).name == synthetic.generation
+    assert complete_publication(synthetic_copy, staged, anyone) == name
     assert open_generation(synthetic_copy).name == name
 
 
@@ -92,7 +99,7 @@ def test_a_first_publication_that_was_cut_off_is_completed(
     with pytest.raises(NotAnIndexError):
         open_generation(synthetic_copy)
     staged = synthetic_copy / "building" / "staged"
-    assert complete_publication(synthetic_copy, staged, 1) == synthetic.generation
+    assert complete_publication(synthetic_copy, staged, anyone) == synthetic.generation
     assert open_generation(synthetic_copy).name == synthetic.generation
     assert verify(synthetic_copy, deep=True).problems == ()
 
@@ -102,7 +109,7 @@ def test_there_is_nothing_to_complete_while_the_staged_folder_is_there(
 ) -> None:
     (synthetic_copy / "CURRENT").unlink()
     staged = staged_again(synthetic, synthetic_copy)
-    assert complete_publication(synthetic_copy, staged, 1) is None
+    assert complete_publication(synthetic_copy, staged, anyone) is None
     assert not (synthetic_copy / "CURRENT").exists()
 
 
@@ -110,7 +117,7 @@ def test_there_is_nothing_to_complete_while_the_staged_folder_is_there(
 def test_there_is_nothing_to_complete_in_a_new_folder(tmp_path: Path, generations: bool) -> None:
     if generations:
         (tmp_path / "generations").mkdir()
-    assert complete_publication(tmp_path, tmp_path / "building" / "staged", 1) is None
+    assert complete_publication(tmp_path, tmp_path / "building" / "staged", anyone) is None
     assert not (tmp_path / "CURRENT").exists()
 
 
@@ -142,4 +149,4 @@ def test_foreign_entries_beside_generations_are_passed_over(synthetic_copy: Path
     (synthetic_copy / "generations" / ".DS_Store").write_bytes(b"")
     (synthetic_copy / "generations" / "backup").mkdir()
     name = (synthetic_copy / "CURRENT").read_text().strip()
-    assert complete_publication(synthetic_copy, synthetic_copy / "none", 1) == name
+    assert complete_publication(synthetic_copy, synthetic_copy / "none", anyone) == name

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vitscope.store.manifest import LayerRecord, ModelRecord, layer_record, model_record
+from vitscope.store.manifest import (
+    LayerRecord,
+    Manifest,
+    ModelRecord,
+    layer_record,
+    model_record,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +74,15 @@ class Plan:
     other devices."""
     thumbnail_size: int
 
-    @property
-    def ordinal(self) -> int:
-        """Of the generation that the run publishes."""
-        return int(self.base[:6] or 0) + 1
+    def made(self, manifest: Manifest) -> bool:
+        """Whether a generation with this manifest is what the plan makes."""
+        return all(
+            getattr(self, name) == getattr(manifest, name)
+            for name in (
+                *("model", "layers", "rows", "rows_sha256", "batch_size", "unit_rows", "threads"),
+                "thumbnail_size",
+            )
+        )
 
     @property
     def units(self) -> tuple[Unit, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from vitscope.indexer.job import Job, prepare
 from vitscope.indexer.merge import merge
@@ -12,10 +13,10 @@ from vitscope.indexer.plan import WHOLE, Plan, Shard, Unit
 from vitscope.indexer.progress import Progress
 from vitscope.indexer.refusals import telling
 from vitscope.indexer.stage import stage
-from vitscope.indexer.work import Work, check_output, left_over, sweep
+from vitscope.indexer.work import Work, check_output, left_over, rows_of, sweep
 from vitscope.indexer.workers import run_here, run_side_by_side
 from vitscope.store import neighbours
-from vitscope.store.lock import writing
+from vitscope.store.lock import BusyIndexError, writing
 from vitscope.store.publish import complete_publication
 
 
@@ -39,7 +40,8 @@ def made_ready(options: Options) -> Job:
     """The job of a run whose options and output folder have proved good, what it left out told."""
     options.check()
     if left_over(options.out):
-        with telling(options.out), writing(options.out):
+        # What else is going on there will be told of later.
+        with suppress(BusyIndexError), telling(options.out), writing(options.out):
             sweep(options.out)
     check_output(options.out, append=options.append)
     neighbours.prepare()
@@ -53,7 +55,7 @@ def _finish(options: Options, job: Job, lock: int) -> str:
     """Do what is left of the run, and give the generation's name."""
     work = Work(options.out, job.plan)
     work.begin()
-    name = complete_publication(work.index, work.staged, job.plan.ordinal)
+    name = complete_publication(work.index, work.staged, job.plan.made)
     if name is None:
         taken_over = stage(work, job.base)
         run_units(options, job, work, (lock,), WHOLE)
@@ -66,9 +68,9 @@ def run_units(options: Options, job: Job, work: Work, locks: Sequence[int], shar
     """Do what is left of the units of a shard; gives how many it has."""
     plan = job.plan
     units = shard.of(plan.units)
-    finished, notices = work.finished(units)
-    for notice in notices:
-        print(notice, file=sys.stderr)
+    finished, damaged = work.finished(units)
+    for unit, why in damaged.items():
+        print(f"{rows_of(unit)} indexed again: {why}.", file=sys.stderr)
     left = [unit for unit in units if unit not in finished]
     total, done = (_images(plan, some) for some in (units, finished))
     progress = Progress("images", total, done=done)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from vitscope.indexer.base import Base
@@ -13,7 +14,7 @@ from vitscope.indexer.plan import Shard
 from vitscope.indexer.refusals import telling
 from vitscope.indexer.run import made_ready, run_units
 from vitscope.indexer.stage import stage
-from vitscope.indexer.work import Work, check_output, left_over, sweep, unfinished
+from vitscope.indexer.work import Work, check_output, left_over, open_work, rows_of, sweep
 from vitscope.store import layout, neighbours
 from vitscope.store.generation import Generation
 from vitscope.store.lock import writing, writing_together
@@ -30,19 +31,20 @@ def index_shard(options: Options, shard: Shard) -> int:
     job = made_ready(options)
     with telling(options.out):
         options.out.mkdir(exist_ok=True)
-        with writing_together(options.out) as lock:
+        with ExitStack() as held:
+            lock = held.enter_context(writing_together(options.out))
             check_output(options.out, append=options.append)
             work = Work(options.out, job.plan)
             with work.beginning():
                 work.begin()
-                if work.is_merged():
+                mine = held.enter_context(work.held(shard))
+                if complete_publication(work.index, work.staged, job.plan.made):
                     raise OutputError(
                         f"The units in {options.out} are merged already; `vitscope merge "
-                        f"{options.out}` completes the publication."
+                        f"{options.out}` tidies up after them."
                     )
                 stage(work, job.base)
-            with work.held(shard) as mine:
-                return run_units(options, job, work, (lock, mine), shard)
+            return run_units(options, job, work, (lock, mine), shard)
 
 
 def merge_shards(out: Path) -> str:
@@ -54,12 +56,12 @@ def merge_shards(out: Path) -> str:
         if left_over(out):
             with writing(out):
                 sweep(out)
-        unfinished(out)
+        open_work(out)
         neighbours.prepare()
         with writing(out):
             # Another merge may have been faster.
-            work = unfinished(out)
-            name = complete_publication(work.index, work.staged, work.plan.ordinal)
+            work = open_work(out)
+            name = complete_publication(work.index, work.staged, work.plan.made)
             if name is None:
                 _require_finished(work)
                 base = _base(work)
@@ -74,9 +76,9 @@ def _base(work: Work) -> Base | None:
 
 
 def _require_finished(work: Work) -> None:
-    finished, notices = work.finished(work.plan.units)
-    for notice in notices:
-        print(notice, file=sys.stderr)
+    finished, damaged = work.finished(work.plan.units)
+    for unit, why in damaged.items():
+        print(f"{rows_of(unit)} damaged: {why}.", file=sys.stderr)
     missing = [str(unit.number) for unit in work.plan.units if unit not in finished]
     if missing:
         named = ", ".join(missing[:5]) + (" and others" if len(missing) > 5 else "")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -48,6 +49,7 @@ _STAGED = "staged"
 _REMOVED = ".building.removed"
 _OURS = {layout.CURRENT, layout.GENERATIONS, layout.LOCK, layout.WORK, _REMOVED}
 _SHARDS = "shards"
+_SHARD_NAME = re.compile(r"(\d+)-of-(\d+)")
 _BEGINNING = "beginning"
 _WORK_ENTRIES = {_PLAN, _STAGED, _SHARDS, _BEGINNING, "units"}
 
@@ -101,26 +103,34 @@ def recorded_plan(index: Path) -> dict[str, Any] | None:
     try:
         plan: dict[str, Any] = json.loads(path.read_bytes())
     except ValueError:
-        raise _damaged_plan(index) from None
+        raise OutputError(
+            f"The plan of the unfinished run in {index} is damaged; remove {path.parent} to start "
+            "it anew."
+        ) from None
     return plan
 
 
-def unfinished(index: Path) -> Work:
+def open_work(index: Path) -> Work:
     """The unfinished run at `index`; raises `OutputError` where there is none."""
     recorded = recorded_plan(index)
+    if recorded is None and (index / layout.CURRENT).is_file():
+        raise OutputError(
+            f"{index} has nothing to merge: generation {current_name(index)} is published."
+        )
     if recorded is None:
-        raise OutputError(f"{index} holds no unfinished run whose units could be merged.")
+        raise OutputError(
+            f"{index} has no units to merge; `vitscope index --shard` with --out {index} makes "
+            "them."
+        )
     try:
-        return Work(index, Plan.from_json(recorded))
-    except (KeyError, TypeError, ValueError):
-        raise _damaged_plan(index) from None
-
-
-def _damaged_plan(index: Path) -> OutputError:
-    return OutputError(
-        f"The plan of the unfinished run in {index} is damaged; remove {index / layout.WORK} to "
-        "start it anew."
-    )
+        work = Work(index, Plan.from_json(recorded))
+        assert work.plan.units
+    except (ArithmeticError, AssertionError, AttributeError, KeyError, TypeError, ValueError):
+        raise OutputError(
+            f"The plan of the unfinished run in {index} is of another vitscope, or damaged; finish "
+            f"it with that vitscope, or remove {index / layout.WORK} to start it anew."
+        ) from None
+    return work
 
 
 def _entries(folder: Path) -> set[str]:
@@ -144,6 +154,12 @@ class Work:
         """Record the plan, or check that the unfinished run here has the same."""
         path = self.path / _PLAN
         mine = self.plan.to_json()
+        base = self.plan.base
+        if base and not path.exists() and (newest := current_name(self.index)) != base:
+            raise OutputError(
+                f"Another run has published {newest} in {self.index} meanwhile; run the same "
+                "command again to add to that."
+            )
         if path.exists():
             if others := differences(mine, path.read_bytes()):
                 raise OutputError(
@@ -155,20 +171,18 @@ class Work:
             write_atomically(path, mine)
         (self.path / "units").mkdir(exist_ok=True)
 
-    def finished(self, of: Sequence[Unit]) -> tuple[list[Unit], list[str]]:
-        """Units whose receipt is there and right, and a sentence for each whose is not.
+    def finished(self, of: Sequence[Unit]) -> tuple[list[Unit], dict[Unit, str]]:
+        """Units whose receipt is there and right, and what is wrong with those whose is not.
 
         Every byte that a receipt speaks of is read; a unit that fails is to be done again.
         """
         units = [unit for unit in of if self._receipt(unit).is_file()]
         with ThreadPoolExecutor() as pool:
             wrong = list(pool.map(self._wrong, units))
-        notices = []
-        for unit, why in zip(units, wrong, strict=True):
-            if why:
-                self._receipt(unit).unlink()
-                notices.append(f"{_rows(unit)} indexed again: {why}.")
-        return [unit for unit, why in zip(units, wrong, strict=True) if not why], notices
+        damaged = {unit: why for unit, why in zip(units, wrong, strict=True) if why}
+        for unit in damaged:
+            self._receipt(unit).unlink()
+        return [unit for unit in units if unit not in damaged], damaged
 
     def _wrong(self, unit: Unit) -> str:
         """What is wrong with a unit's files; empty where they are as its receipt says."""
@@ -281,25 +295,24 @@ class Work:
         with in_turn(self.path / _BEGINNING):
             yield
 
-    def is_merged(self) -> bool:
-        """Whether what the units wrote has become a generation."""
-        names = generation_names(self.index / layout.GENERATIONS)
-        return not self.staged.exists() and any(int(n[:6]) == self.plan.ordinal for n in names)
-
     @contextmanager
     def held(self, shard: Shard) -> Iterator[int]:
         """Be the only run that does this shard; gives the descriptor that holds it.
 
-        Raises `OutputError` where another does, or the run is shared out otherwise.
+        Raises `OutputError` where another does, or others share the run out otherwise. Only to be
+        entered while `beginning`.
         """
         folder = self.path / _SHARDS
         folder.mkdir(exist_ok=True)
-        counts = {path.name.rpartition("-")[2] for path in folder.iterdir()}
-        if others := counts - {str(shard.count)}:
-            raise OutputError(
-                f"The run in {self.index} was begun in {others.pop()} shards (not {shard.count}); "
-                "give the same number, or finish it without --shard."
-            )
+        named = ((path, _SHARD_NAME.fullmatch(path.name)) for path in folder.iterdir())
+        for path in [path for path, name in named if name and int(name[2]) != shard.count]:
+            with holding(path) as free:
+                if free is None:
+                    raise OutputError(
+                        f"Shard {path.name.replace('-of-', '/')} of {self.index} is being done by "
+                        f"another process; wait for it, or share out {shard} likewise."
+                    )
+                path.unlink()
         with holding(folder / f"{shard.number}-of-{shard.count}") as held:
             if held is None:
                 raise OutputError(
@@ -342,7 +355,8 @@ class Work:
         return self.path / "units" / f"{unit.name}.json"
 
 
-def _rows(unit: Unit) -> str:
+def rows_of(unit: Unit) -> str:
+    """`Rows 8 to 11 are`, for a sentence."""
     last = unit.stop - 1
     return f"Row {last} is" if unit.start == last else f"Rows {unit.start} to {last} are"
 

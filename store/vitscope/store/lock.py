@@ -43,6 +43,8 @@ def writing(index: Path) -> Iterator[int]:
     `NoLocksError` where the file system has no locks.
     """
     with _held(index, fcntl.LOCK_EX) as descriptor:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         try:
             yield descriptor
         finally:
@@ -61,8 +63,6 @@ def _held(index: Path, kind: int) -> Iterator[int]:
     descriptor = os.open(index / layout.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         _take(index, descriptor, kind)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield descriptor
     finally:
         os.close(descriptor)
@@ -124,8 +124,10 @@ def _take(index: Path, descriptor: int, kind: int) -> None:
     while not lock_alone(index / layout.LOCK, descriptor, kind):
         holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
         if _runs(holder) or time.monotonic() > deadline:
+            # Those who write together leave no name.
+            who = f"process {holder}" if holder else "shards of a run"
             raise BusyIndexError(
-                f"{index} is being written by process {holder or '?'}; wait for it or stop it."
+                f"{index} is being written by {who}; wait for it to end, or stop it."
             )
         time.sleep(0.05)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from vitscope.store import layout
-from vitscope.store.errors import NotWrittenError
+from vitscope.store.errors import NotWrittenError, StoreError
 from vitscope.store.files import PARTIAL, digest_bytes, sync_directory, tree_files, write_atomically
 from vitscope.store.generation import generation_name, generation_names
 from vitscope.store.manifest import FileRecord, Manifest
@@ -70,18 +71,27 @@ def _seal(staged: Path, names: Sequence[str], given: Mapping[str, Seal]) -> dict
     return seals | seal_files(staged, [name for name in names if name not in seals])
 
 
-def complete_publication(index: Path, staged: Path, number: int) -> str | None:
+def complete_publication(
+    index: Path, staged: Path, is_mine: Callable[[Manifest], bool]
+) -> str | None:
     """Finish a publication that was cut off after `staged` became a generation; gives its name.
 
-    `number` is the generation's ordinal. None where there is nothing to finish.
+    `is_mine` tells that generation by its manifest. None where there is nothing to finish.
     """
-    names = [
-        name for name in generation_names(index / layout.GENERATIONS) if _ordinal(name) == number
-    ]
-    if staged.exists() or not names:
-        return None
-    write_atomically(index / layout.CURRENT, f"{names[-1]}\n".encode())
-    return names[-1]
+    name = None if staged.exists() else _generation_of(index, is_mine)
+    if name:
+        write_atomically(index / layout.CURRENT, f"{name}\n".encode())
+    return name
+
+
+def _generation_of(index: Path, is_mine: Callable[[Manifest], bool]) -> str | None:
+    for name in reversed(generation_names(index / layout.GENERATIONS)):
+        # One that is damaged, or whose removal was cut off, is not what has just been made.
+        with suppress(OSError, StoreError):
+            path = index / layout.GENERATIONS / name / layout.MANIFEST
+            if is_mine(Manifest.from_json(path.read_bytes())):
+                return name
+    return None
 
 
 def _next_number(generations: Path) -> int:
