@@ -135,7 +135,7 @@ def test_who_may_write_beside_whom(pictures: Path, tmp_path: Path) -> None:
     index_shard(mine, Shard(0, 3))
     with writing_together(out):
         index_shard(mine, Shard(1, 3))
-        with pytest.raises(BusyIndexError):
+        with pytest.raises(BusyIndexError, match="is being written by a run in shards; wait for"):
             index(mine)
         with pytest.raises(BusyIndexError):
             merge_shards(out)

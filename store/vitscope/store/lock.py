@@ -125,10 +125,8 @@ def _take(index: Path, descriptor: int, kind: int) -> None:
         holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
         if _runs(holder) or time.monotonic() > deadline:
             # Those who write together leave no name.
-            who = f"process {holder}" if holder else "shards of a run"
-            raise BusyIndexError(
-                f"{index} is being written by {who}; wait for it to end, or stop it."
-            )
+            who = f"process {holder}" if holder else "a run in shards"
+            raise BusyIndexError(f"{index} is being written by {who}; wait for it or stop it.")
         time.sleep(0.05)
 
 
