@@ -149,6 +149,7 @@ def test_a_full_disk_for_compiled_code_does_not_end_a_run(tmp_path: Path) -> Non
         "args = [values, 0, np.array([-1]), 0, 4, 0, np.ones(1, bool), sixteen[0], 3]\n"
         "host.reduce_channels(*args, keys, bars, sixteen[1])\n"
         "assert (sixteen[0].view(np.float16)[0, :, 3] == 1).all()\n"
+        "assert host._plain.signatures, 'the first compilation was kept after all'\n"
         "sys.stdout.write('done')\n"
     )
     run = subprocess.run(

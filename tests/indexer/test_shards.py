@@ -8,17 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pictures import BAD, write_pictures
-from runs import files_of, tiny
+from runs import files_of, keeping, keeping_line, open_files, write_mixed
 
 from vitscope.client.cli import main
 from vitscope.indexer.errors import OutputError
-from vitscope.indexer.options import Options
 from vitscope.indexer.plan import Shard
 from vitscope.indexer.run import index
 from vitscope.indexer.sharded import index_shard, merge_shards
@@ -31,29 +28,15 @@ ROWS = 31
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
-    write_pictures(folder, ROWS - len(BAD))
-    for name, data in BAD.items():
-        (folder / name).write_bytes(data)
+    write_mixed(folder, ROWS)
     return folder
-
-
-def options(pictures: Path, out: Path) -> Options:
-    kept = {"retain_all": ("blocks.1.mlp",), "retain_prefix": ("blocks.0.mlp",)}
-    return tiny(pictures, out, **kept)
-
-
-def line(pictures: Path, out: Path, *more: str) -> list[str]:
-    """The same, as a command."""
-    return f"index --model test_vit --random-weights --img-size 32 --top-k 3 --batch-size 4 \
---unit-rows 4 --threads 1 --retain-all blocks.1.mlp --retain-prefix blocks.0.mlp \
---data {pictures} --out {out} {' '.join(more)}".split()
 
 
 @pytest.fixture(scope="module")
 def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of an undisturbed run by one process."""
     out = tmp_path_factory.mktemp("whole") / "index"
-    index(options(pictures, out))
+    index(keeping(pictures, out))
     return files_of(out)
 
 
@@ -65,7 +48,7 @@ def test_shards_at_the_same_time_and_a_merge_give_the_same_bytes(
     for number in range(3):
         # One of them does its units side by side besides.
         more = ("--shard", f"{number}/3", "--workers", "2" if number == 1 else "1")
-        command = [sys.executable, "-m", "vitscope.client", *line(pictures, out, *more)]
+        command = [sys.executable, "-m", "vitscope.client", *keeping_line(pictures, out, *more)]
         runs.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
     told = [run.communicate(timeout=240)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0, 0]
@@ -82,20 +65,20 @@ def test_a_merge_names_what_is_missing_and_a_killed_shard_goes_on(
     pictures: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "index"
-    index_shard(options(pictures, out), Shard(0, 3))
+    index_shard(keeping(pictures, out), Shard(0, 3))
     command = [sys.executable, "-m", "vitscope.client"]
-    run = subprocess.Popen([*command, *line(pictures, out, "--shard", "1/3")])
+    run = subprocess.Popen([*command, *keeping_line(pictures, out, "--shard", "1/3")])
     while not (out / "building" / "units" / "000001.json").exists():
         assert run.poll() is None
         time.sleep(0.005)
     run.send_signal(signal.SIGKILL)
     run.wait()
-    index_shard(options(pictures, out), Shard(2, 3))
+    index_shard(keeping(pictures, out), Shard(2, 3))
     (out / "building" / "units" / "000003" / "rows.json").write_bytes(b"")
     with pytest.raises(OutputError, match=r"units? of 8 .* must still be indexed \(number .*3.*\)"):
         merge_shards(out)
     for number in range(3):
-        index_shard(options(pictures, out), Shard(number, 3))
+        index_shard(keeping(pictures, out), Shard(number, 3))
     merge_shards(out)
     assert files_of(out) == whole
 
@@ -103,14 +86,14 @@ def test_a_merge_names_what_is_missing_and_a_killed_shard_goes_on(
 def test_one_command_without_shards_finishes_what_they_began(
     pictures: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
-    index_shard(options(pictures, tmp_path / "index"), Shard(1, 3))
-    index(options(pictures, tmp_path / "index"))
+    index_shard(keeping(pictures, tmp_path / "index"), Shard(1, 3))
+    index(keeping(pictures, tmp_path / "index"))
     assert files_of(tmp_path / "index") == whole
 
 
 def test_more_shards_than_units(pictures: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
     counts = [
-        index_shard(options(pictures, tmp_path / "index"), Shard(number, 10))
+        index_shard(keeping(pictures, tmp_path / "index"), Shard(number, 10))
         for number in range(10)
     ]
     assert counts == [1] * 8 + [0] * 2
@@ -120,8 +103,8 @@ def test_more_shards_than_units(pictures: Path, whole: dict[str, bytes], tmp_pat
 
 def test_pictures_are_added_by_shards(pictures: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        index(replace(options(pictures, tmp_path / name), limit=14))
-    more = options(pictures, tmp_path / "a")
+        index(replace(keeping(pictures, tmp_path / name), limit=14))
+    more = keeping(pictures, tmp_path / "a")
     index(replace(more, append=True))
     for number in (1, 0):
         index_shard(replace(more, append=True, out=tmp_path / "b"), Shard(number, 2))
@@ -131,7 +114,7 @@ def test_pictures_are_added_by_shards(pictures: Path, tmp_path: Path) -> None:
 
 def test_who_may_write_beside_whom(pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "index"
-    mine = options(pictures, out)
+    mine = keeping(pictures, out)
     index_shard(mine, Shard(0, 3))
     with writing_together(out):
         index_shard(mine, Shard(1, 3))
@@ -145,22 +128,27 @@ def test_who_may_write_beside_whom(pictures: Path, tmp_path: Path) -> None:
 
 def test_a_shard_is_done_by_one_process_at_a_time(pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "index"
-    index_shard(options(pictures, out), Shard(1, 2))
+    index_shard(keeping(pictures, out), Shard(1, 2))
     shards = out / "building" / "shards"
     with holding(shards / "0-of-2"):
         for mine in (Shard(0, 2), Shard(0, 3)):
             with pytest.raises(OutputError, match=r"Shard 0/2 of .* is being done by another pro"):
-                index_shard(options(pictures, out), mine)
-        index_shard(options(pictures, out), Shard(1, 2))
+                index_shard(keeping(pictures, out), mine)
+        index_shard(keeping(pictures, out), Shard(1, 2))
     # Once nobody is at work, the rest may be shared out otherwise.
-    index_shard(options(pictures, out), Shard(2, 3))
+    index_shard(keeping(pictures, out), Shard(2, 3))
     assert [path.name for path in shards.iterdir()] == ["2-of-3"]
 
 
 def test_shards_begin_one_after_the_other(pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "index"
-    index_shard(options(pictures, out), Shard(1, 2))
-    command = [sys.executable, "-m", "vitscope.client", *line(pictures, out, "--shard", "0/2")]
+    index_shard(keeping(pictures, out), Shard(1, 2))
+    command = [
+        sys.executable,
+        "-m",
+        "vitscope.client",
+        *keeping_line(pictures, out, "--shard", "0/2"),
+    ]
     with holding(out / "building" / "beginning"):
         second = subprocess.Popen(command)
         # It has everything loaded as soon as it has the lock.
@@ -176,7 +164,7 @@ def test_shards_begin_one_after_the_other(pictures: Path, tmp_path: Path) -> Non
 def test_a_worker_left_over_keeps_its_shard(pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "index"
     more = ("--shard", "0/2", "--workers", "2")
-    command = [sys.executable, "-m", "vitscope.client", *line(pictures, out, *more)]
+    command = [sys.executable, "-m", "vitscope.client", *keeping_line(pictures, out, *more)]
     first = subprocess.Popen(command, start_new_session=True)
     shard = str(out / "building" / "shards" / "0-of-2")
     while not (holders := [pid for pid in processes() if shard in open_files(pid)])[1:]:
@@ -188,22 +176,13 @@ def test_a_worker_left_over_keeps_its_shard(pictures: Path, tmp_path: Path) -> N
         first.kill()
         first.wait()
         with pytest.raises(OutputError, match=r"Shard 0/2 of .* is being done by another process"):
-            index_shard(options(pictures, out), Shard(0, 2))
+            index_shard(keeping(pictures, out), Shard(0, 2))
     finally:
         os.killpg(first.pid, signal.SIGKILL)
 
 
 def processes() -> list[int]:
     return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
-
-
-def open_files(process: int) -> list[str]:
-    found = []
-    with suppress(OSError):
-        for entry in Path(f"/proc/{process}/fd").iterdir():
-            with suppress(OSError):
-                found.append(os.readlink(entry))
-    return found
 
 
 def test_refusals_are_one_sentence(
@@ -216,11 +195,11 @@ def test_refusals_are_one_sentence(
         "them.\n"
     )
     for text in ("3/3", "1", "-1/3", "a/b", "0/0"):
-        assert main(line(pictures, out, f"--shard={text}")) == 2
+        assert main(keeping_line(pictures, out, f"--shard={text}")) == 2
         assert f"{text!r} is no shard; give its number, from 0" in capsys.readouterr().err
-    index_shard(options(pictures, out), Shard(0, 3))
+    index_shard(keeping(pictures, out), Shard(0, 3))
     with pytest.raises(OutputError, match=r"unfinished run with --top-k 3 \(not 2\)"):
-        index_shard(replace(options(pictures, out), top_k=2), Shard(1, 3))
+        index_shard(replace(keeping(pictures, out), top_k=2), Shard(1, 3))
     plan = out / "building" / "plan.json"
     whole = json.loads(plan.read_bytes())
     for odd in ({"rows": "31"}, {"unit_rows": 0}, {"model": "x"}, {"layers": 3}, {"new": 1}):
@@ -228,7 +207,7 @@ def test_refusals_are_one_sentence(
         with pytest.raises(OutputError, match=r"is of another vitscope, or damaged; finish it"):
             merge_shards(out)
     plan.write_text(json.dumps(whole))
-    index(options(pictures, out))
+    index(keeping(pictures, out))
     with pytest.raises(OutputError, match=r"has nothing to merge: generation 000001-\w+ is publ"):
         merge_shards(out)
 
@@ -237,7 +216,7 @@ def test_a_merge_that_died_after_its_last_rename_is_completed(
     pictures: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "index"
-    index_shard(options(pictures, out), Shard(0, 1))
+    index_shard(keeping(pictures, out), Shard(0, 1))
     with monkeypatch.context() as patch:
 
         def dies(*_: object) -> None:
@@ -248,7 +227,9 @@ def test_a_merge_that_died_after_its_last_rename_is_completed(
         with pytest.raises(KeyboardInterrupt):
             merge_shards(out)
     assert not (out / "CURRENT").exists()
-    with pytest.raises(OutputError, match=r"merged already; `vitscope merge .*` tidies up"):
-        index_shard(options(pictures, out), Shard(0, 1))
+    with pytest.raises(OutputError, match=r"merged already; `vitscope merge .*` completes"):
+        index_shard(keeping(pictures, out), Shard(0, 1))
+    # A shard, which others may write beside, leaves that to the merge.
+    assert not (out / "CURRENT").exists()
     merge_shards(out)
     assert files_of(out) == whole

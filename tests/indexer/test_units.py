@@ -14,13 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import BAD, write_pictures
-from runs import files_of, tiny
+from runs import files_of, keeping, keeping_line, open_files, write_mixed
 
 from vitscope.client.cli import main
 from vitscope.indexer.errors import OutputError
 from vitscope.indexer.job import Job
-from vitscope.indexer.options import Options
 from vitscope.indexer.plan import Unit
 from vitscope.indexer.progress import Progress
 from vitscope.indexer.run import index
@@ -35,22 +33,15 @@ ROWS = 31
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
-    write_pictures(folder, ROWS - len(BAD))
-    for name, data in BAD.items():
-        (folder / name).write_bytes(data)
+    write_mixed(folder, ROWS)
     return folder
-
-
-def options(pictures: Path, out: Path) -> Options:
-    kept = {"retain_all": ("blocks.1.mlp",), "retain_prefix": ("blocks.0.mlp",)}
-    return tiny(pictures, out, **kept)
 
 
 @pytest.fixture(scope="module")
 def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of an undisturbed run by one process."""
     out = tmp_path_factory.mktemp("whole") / "index"
-    index(options(pictures, out))
+    index(keeping(pictures, out))
     return files_of(out)
 
 
@@ -58,7 +49,7 @@ def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 def test_the_number_of_processes_changes_nothing(
     pictures: Path, whole: dict[str, bytes], tmp_path: Path, workers: int
 ) -> None:
-    index(replace(options(pictures, tmp_path / "index"), workers=workers))
+    index(replace(keeping(pictures, tmp_path / "index"), workers=workers))
     assert files_of(tmp_path / "index") == whole
 
 
@@ -76,7 +67,7 @@ def test_the_order_of_the_units_changes_nothing(
         run_here(job, work, finished, random.Random(seed).sample(units, len(units)), progress)
 
     monkeypatch.setattr("vitscope.indexer.run.run_here", shuffled)
-    index(options(pictures, tmp_path / "index"))
+    index(keeping(pictures, tmp_path / "index"))
     assert files_of(tmp_path / "index") == whole
 
 
@@ -91,7 +82,7 @@ def half_done(
 
         patch.setattr("vitscope.indexer.run.merge", stop)
         with pytest.raises(KeyboardInterrupt):
-            index(replace(options(pictures, out), limit=limit))
+            index(replace(keeping(pictures, out), limit=limit))
     return out / "building"
 
 
@@ -135,7 +126,7 @@ def test_a_unit_that_was_damaged_is_done_again(
         other = Path(str(path).replace("000002", "000003").replace("/2", "/3"))
         path.write_bytes(other.read_bytes())
     capsys.readouterr()
-    index(options(pictures, tmp_path / "index"))
+    index(keeping(pictures, tmp_path / "index"))
     assert files_of(tmp_path / "index") == whole
     said = capsys.readouterr().err
     missing_receipt = how == "remove" and victim.endswith("2.json")
@@ -148,9 +139,7 @@ def test_a_signal_stops_cleanly_and_the_same_command_goes_on(
     pictures: Path, whole: dict[str, bytes], tmp_path: Path, stop: signal.Signals, workers: int
 ) -> None:
     out = tmp_path / "index"
-    line = f"index --model test_vit --random-weights --img-size 32 --top-k 3 --batch-size 4 \
---unit-rows 4 --threads 1 --retain-all blocks.1.mlp --retain-prefix blocks.0.mlp \
---workers {workers} --data {pictures} --out {out}".split()
+    line = keeping_line(pictures, out, "--workers", str(workers))
     command = [sys.executable, "-m", "vitscope.client.cli", *line]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while not list(out.glob("building/units/*.json")):
@@ -172,9 +161,7 @@ def test_a_worker_that_is_killed_ends_the_run_in_one_sentence(
     pictures: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "index"
-    line = f"index --model test_vit --random-weights --img-size 32 --top-k 3 --batch-size 4 \
---unit-rows 4 --threads 1 --retain-all blocks.1.mlp --retain-prefix blocks.0.mlp \
---workers 2 --data {pictures} --out {out}".split()
+    line = keeping_line(pictures, out, "--workers", "2")
     command = [sys.executable, "-m", "vitscope.client.cli", *line]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     victims: list[int] = []
@@ -198,15 +185,6 @@ def workers_of(parent: int, out: Path) -> list[int]:
     return [child for child in children if str(out / "lock") in open_files(child)]
 
 
-def open_files(process: int) -> list[str]:
-    found = []
-    with suppress(OSError):
-        for entry in Path(f"/proc/{process}/fd").iterdir():
-            with suppress(OSError):
-                found.append(os.readlink(entry))
-    return found
-
-
 def children_of(parent: int) -> list[int]:
     children: list[str] = []
     with suppress(OSError):
@@ -227,7 +205,7 @@ def test_other_options_are_refused_by_name(
 ) -> None:
     out = tmp_path / "index"
     half_done(pictures, out, monkeypatch)
-    base = options(pictures, out)
+    base = keeping(pictures, out)
     others = {
         "--model test_vit (not test_vit2)": replace(base, model="test_vit2"),
         "--top-k 3 (not 2)": replace(base, top_k=2),
@@ -260,7 +238,7 @@ def test_a_unit_of_one_row_is_told_as_one(
 ) -> None:
     building = half_done(pictures, tmp_path / "index", monkeypatch, limit=5)
     (building / "units" / "000001" / "rows.json").unlink()
-    index(replace(options(pictures, tmp_path / "index"), limit=5))
+    index(replace(keeping(pictures, tmp_path / "index"), limit=5))
     assert "Row 4 is indexed again: " in capsys.readouterr().err
 
 
@@ -270,13 +248,13 @@ def test_a_damaged_plan_is_one_sentence(
     building = half_done(pictures, tmp_path / "index", monkeypatch)
     (building / "plan.json").write_bytes(b"{")
     with pytest.raises(OutputError, match=r"plan of the unfinished run .* is damaged; remove"):
-        index(options(pictures, tmp_path / "index"))
+        index(keeping(pictures, tmp_path / "index"))
 
 
 def test_chosen_poolings_and_prefix_tokens(pictures: Path, tmp_path: Path) -> None:
-    chosen = replace(options(pictures, tmp_path / "a"), poolings=("mean", "cls"))
+    chosen = replace(keeping(pictures, tmp_path / "a"), poolings=("mean", "cls"))
     index(chosen)
-    index(replace(options(pictures, tmp_path / "b"), retain_all=("all",), retain_prefix=()))
+    index(replace(keeping(pictures, tmp_path / "b"), retain_all=("all",), retain_prefix=()))
     some, everything = open_generation(tmp_path / "a"), open_generation(tmp_path / "b")
     assert [layer.poolings for layer in some.manifest.layers] == [("mean", "cls")] * 6
     assert not list(some.path.rglob("*_max"))

@@ -48,55 +48,35 @@ def _reduce_channels(
     H * W). Float16 is handled as its bits. Gives the number of scores beyond its range.
     """
     batch, tokens, _ = values.shape
-    cells = tokens - first
     total = np.empty(_BLOCK, np.float64)
     highest = np.empty(_BLOCK, np.float32)
     wide = np.empty(_BLOCK, np.float64)
     narrow = np.empty((len(sources), _BLOCK), np.int16)
     rounded = np.empty((len(sources), _BLOCK, batch), np.int16)
-    column = np.empty(cells, np.float32)
-    patch_map = np.empty(cells, np.int16)
     beyond = 0
     for low in range(start, stop, _BLOCK):
-        width = min(_BLOCK, stop - low)
+        high = min(low + _BLOCK, stop)
+        width = high - low
         for image in range(batch):
             if not valid[image]:
                 rounded[:, :, image] = _NAN
                 continue
-            _pool(values[image, first:], low, width, total, highest)
+            patches = values[image, first:]
+            _pool(patches, low, width, total, highest)
             for number, source in enumerate(sources):
                 if source == MEAN:
-                    for c in range(width):
-                        wide[c] = total[c] / cells
+                    wide[:width] = total[:width] / (tokens - first)
                 elif source == MAX:
-                    for c in range(width):
-                        wide[c] = highest[c]
+                    wide[:width] = highest[:width]
                 else:
-                    token = values[image, source, low : low + width]
-                    for c in range(width):
-                        wide[c] = token[c]
+                    wide[:width] = values[image, source, low:high]
                 for c in range(width):
                     beyond += abs(wide[c]) > HALF_MAX
                     narrow[number, c] = _score(wide[c])
-            for c in range(width):
-                converted = False
-                for number in range(len(sources)):
-                    score = narrow[number, c]
-                    rounded[number, c, image] = score
-                    key = _key(score, row + image)
-                    if key <= bars[number, low + c]:
-                        continue
-                    if not converted:
-                        # Gathered before it is converted, which goes eight at a time.
-                        for cell in range(cells):
-                            column[cell] = values[image, first + cell, low + c]
-                        for cell in range(cells):
-                            patch_map[cell] = _half(column[cell])
-                        converted = True
-                    slot = _enter(keys[number, low + c], bars[number, low + c], key)
-                    bars[number, low + c] = keys[number, low + c].min()
-                    maps[number, low + c, slot] = patch_map
-        scores[:, low : low + width, offset : offset + batch] = rounded[:, :width]
+            rounded[:, :width, image] = narrow[:, :width]
+            within = keys[:, low:high], bars[:, low:high], maps[:, low:high]
+            _rank(narrow, row + image, patches, low, *within)
+        scores[:, low:high, offset : offset + batch] = rounded[:, :width]
     return beyond
 
 
@@ -134,6 +114,41 @@ def _pool(
         # Comparisons lose NaN; infinities of both signs make one out of none.
         if np.isnan(total[c]) and np.isnan(patches[:, low + c]).any():
             highest[c] = np.nan
+
+
+@njit(nogil=True, error_model="numpy")
+def _rank(
+    scores: npt.NDArray[np.int16],
+    row: int,
+    patches: npt.NDArray[np.float32],
+    low: int,
+    keys: npt.NDArray[np.int64],
+    bars: npt.NDArray[np.int64],
+    maps: npt.NDArray[np.int16],
+) -> None:
+    """Let an image enter where its scores (P, W) beat the bars (P, W), with its map.
+
+    The W channels of `keys` (P, W, K) and `maps` (P, W, K, N) are those of patches (N, C) from
+    `low` on.
+    """
+    cells = len(patches)
+    column = np.empty(cells, np.float32)
+    patch_map = np.empty(cells, np.int16)
+    for c in range(bars.shape[1]):
+        converted = False
+        for number in range(len(bars)):
+            key = _key(scores[number, c], row)
+            if key <= bars[number, c]:
+                continue
+            if not converted:
+                # Gathered before it is converted, which goes eight at a time.
+                column[:] = patches[:, low + c]
+                for cell in range(cells):
+                    patch_map[cell] = _half(column[cell])
+                converted = True
+            slot = _enter(keys[number, c], bars[number, c], key)
+            bars[number, c] = keys[number, c].min()
+            maps[number, c, slot] = patch_map
 
 
 @njit(nogil=True, error_model="numpy")

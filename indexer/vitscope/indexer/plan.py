@@ -102,7 +102,7 @@ class Plan:
 
     @staticmethod
     def from_json(plan: dict[str, Any]) -> Plan:
-        """The plan of a parsed `to_json`; raises KeyError, TypeError or ValueError for others."""
+        """The plan of a parsed `to_json`; raises whatever comes of a body that is none."""
         body = dict(plan)
         model = model_record(body.pop("model"))
         layers = tuple(layer_record(layer) for layer in body.pop("layers"))

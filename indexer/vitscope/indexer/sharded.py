@@ -18,7 +18,7 @@ from vitscope.indexer.work import Work, check_output, left_over, open_work, rows
 from vitscope.store import layout, neighbours
 from vitscope.store.generation import Generation
 from vitscope.store.lock import writing, writing_together
-from vitscope.store.publish import complete_publication
+from vitscope.store.publish import complete_publication, made_generation
 from vitscope.store.text import counted
 
 
@@ -38,10 +38,10 @@ def index_shard(options: Options, shard: Shard) -> int:
             with work.beginning():
                 work.begin()
                 mine = held.enter_context(work.held(shard))
-                if complete_publication(work.index, work.staged, job.plan.made):
+                if made_generation(work.index, work.staged, job.plan.made):
                     raise OutputError(
                         f"The units in {options.out} are merged already; `vitscope merge "
-                        f"{options.out}` tidies up after them."
+                        f"{options.out}` completes the publication."
                     )
                 stage(work, job.base)
             return run_units(options, job, work, (lock, mine), shard)

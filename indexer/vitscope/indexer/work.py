@@ -124,8 +124,9 @@ def open_work(index: Path) -> Work:
         )
     try:
         work = Work(index, Plan.from_json(recorded))
-        assert work.plan.units
-    except (ArithmeticError, AssertionError, AttributeError, KeyError, TypeError, ValueError):
+        if not work.plan.units:
+            raise ValueError("a run without units")
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
         raise OutputError(
             f"The plan of the unfinished run in {index} is of another vitscope, or damaged; finish "
             f"it with that vitscope, or remove {index / layout.WORK} to start it anew."

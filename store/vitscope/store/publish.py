@@ -78,13 +78,16 @@ def complete_publication(
 
     `is_mine` tells that generation by its manifest. None where there is nothing to finish.
     """
-    name = None if staged.exists() else _generation_of(index, is_mine)
+    name = made_generation(index, staged, is_mine)
     if name:
         write_atomically(index / layout.CURRENT, f"{name}\n".encode())
     return name
 
 
-def _generation_of(index: Path, is_mine: Callable[[Manifest], bool]) -> str | None:
+def made_generation(index: Path, staged: Path, is_mine: Callable[[Manifest], bool]) -> str | None:
+    """Name of the generation that `staged` became, told as by `complete_publication`."""
+    if staged.exists():
+        return None
     for name in reversed(generation_names(index / layout.GENERATIONS)):
         # One that is damaged, or whose removal was cut off, is not what has just been made.
         with suppress(OSError, StoreError):
