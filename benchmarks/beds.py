@@ -141,7 +141,8 @@ def dense_writing(
         writer.start_unit(0)
         for batch in batches:
             writer.add(batch, torch.ones(len(batch), dtype=torch.bool))
-        writer.flush()
+        if written := writer.hand_over():
+            written.result()
 
     write(batches[: 2 * shard_rows // len(batches[0])])
     return lambda: write(batches)

@@ -43,7 +43,7 @@ def test_what_is_read_is_what_was_added(tmp_path: Path, dtype: torch.dtype) -> N
             # Not every model gives its channels last in memory.
             strided = activations[mine].transpose(1, 2).contiguous().transpose(1, 2)
             writer.add(strided, valid[mine])
-        writer.flush()
+        flush(writer)
     assert_array_equal(open_array(tmp_path / "a").read(), stored)
     array = zarr.open(str(tmp_path / "a"), mode="r")
     assert isinstance(array, zarr.Array)
@@ -62,4 +62,11 @@ def test_a_shard_that_cannot_be_written_is_reported(
     writer.start_unit(0)
     writer.add(torch.zeros(70, 16, 100), torch.ones(70, dtype=torch.bool))
     with pytest.raises(NotWrittenError):
-        writer.flush()
+        flush(writer)
+
+
+def flush(writer: DenseWriter) -> None:
+    """Wait until all that was taken in is on the disk."""
+    written = writer.hand_over()
+    assert written
+    written.result()

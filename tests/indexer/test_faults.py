@@ -94,7 +94,9 @@ class Record:
 
 def wrong_end(code: int, said: str, out: Path) -> str:
     """What is wrong with the end of a run that could not write; empty where nothing is."""
-    lines = [line for line in said.splitlines() if line and not line.startswith("images: ")]
+    lines = [
+        line for line in said.splitlines() if line and not line.startswith(("images: ", "Busy: "))
+    ]
     if "Traceback" in said:
         calls = [line.strip() for line in lines if "vitscope/" in line and "line " in line]
         return f"exit code {code}, a traceback: {calls[-1]}: {lines[-1][:160]}"

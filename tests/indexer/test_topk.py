@@ -86,7 +86,7 @@ def test_units_of_one_worker_hold_the_top_of_all(case: Case) -> None:
     for start, stop in zip(case.batches, case.batches[1:], strict=False):
         feed(top, case, start, stop)
         if stop in case.units:
-            parts.append(top.candidates(0, unit_start, stop))
+            parts.append(top.candidates(0, range(unit_start, stop)))
             unit_start = stop
     assert merged(case, parts) == expected(case)
 
@@ -104,7 +104,7 @@ def test_a_worker_that_takes_over_in_any_order_keeps_the_top(case: Case, random:
         for part in parts:
             top.restore(0, part.keys)
         feed(top, case, start, stop)
-        parts.append(top.candidates(0, start, stop))
+        parts.append(top.candidates(0, range(start, stop)))
     assert merged(case, parts) == expected(case)
 
 
@@ -114,13 +114,13 @@ def test_a_second_unit_keeps_only_what_can_still_win() -> None:
     top = RunningTop(1, 1, 4, CELLS, "cpu")
     case = Case(scores, np.zeros((20, CELLS, 1), np.float16), 4, [], [])
     feed(top, case, 0, 10)
-    assert len(top.candidates(0, 0, 10).keys) == 4
+    assert len(top.candidates(0, range(0, 10)).keys) == 4
     feed(top, case, 10, 20)
-    assert len(top.candidates(0, 10, 20).keys) == 0
+    assert len(top.candidates(0, range(10, 20)).keys) == 0
 
 
 def test_keys_have_the_documented_dtype() -> None:
     top = RunningTop(1, 2, 3, CELLS, "cpu")
-    found = top.candidates(0, 0, 5)
+    found = top.candidates(0, range(0, 5))
     assert found.keys.dtype == KEY
     assert found.maps.shape == (0, CELLS)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -63,8 +64,9 @@ def test_the_order_of_the_units_changes_nothing(
 ) -> None:
     def shuffled(
         job: Job, work: Work, finished: list[Unit], units: list[Unit], progress: Progress
-    ) -> None:
-        run_here(job, work, finished, random.Random(seed).sample(units, len(units)), progress)
+    ) -> Mapping[str, float]:
+        order = random.Random(seed).sample(units, len(units))
+        return run_here(job, work, finished, order, progress)
 
     monkeypatch.setattr("vitscope.indexer.run.run_here", shuffled)
     index(keeping(pictures, tmp_path / "index"))

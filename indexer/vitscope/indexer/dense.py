@@ -52,10 +52,20 @@ class DenseWriter:
             values = values[len(room) :]
             self._took(len(room))
 
-    def flush(self) -> None:
-        """Write the last images of a unit, and return once all of it is on the disk."""
-        self._hand_over()
-        self._wait()
+    def hand_over(self) -> Future[None] | None:
+        """Let the thread write what was gathered, once it has written what was before.
+
+        What is given is done when all that was taken in is on the disk, and raises what the thread
+        could not write.
+        """
+        if self._filled:
+            self._wait()
+            values = self._buffer[: self._filled].numpy().transpose(0, 2, 1)  # [B, C, T]
+            rows = slice(self._start, self._start + self._filled)
+            self._written = self._thread.submit(self._array.write, values, rows)
+            self._buffer, self._other = self._other, self._buffer
+            self._start, self._filled = rows.stop, 0
+        return self._written
 
     def _room(self, images: int) -> torch.Tensor:
         return self._buffer[self._filled :][:images]
@@ -63,20 +73,9 @@ class DenseWriter:
     def _took(self, images: int) -> None:
         self._filled += images
         if self._filled == len(self._buffer):
-            self._hand_over()
-
-    def _hand_over(self) -> None:
-        """Let the thread write what was gathered, once it has written what was before."""
-        self._wait()
-        if self._filled:
-            values = self._buffer[: self._filled].numpy().transpose(0, 2, 1)  # [B, C, T]
-            rows = slice(self._start, self._start + self._filled)
-            self._written = self._thread.submit(self._array.write, values, rows)
-            self._buffer, self._other = self._other, self._buffer
-            self._start, self._filled = rows.stop, 0
+            self.hand_over()
 
     def _wait(self) -> None:
-        written, self._written = self._written, None
-        if written:
+        if self._written:
             # Raises what the thread could not write.
-            written.result()
+            self._written.result()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -17,6 +18,25 @@ from vitscope.store.manifest import LayerRecord, Pooling
 
 _SHARE = 64
 """Channels that a thread takes at least: starting one takes as long as reducing a few."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reduced:
+    """What a unit leaves of a layer."""
+
+    layer: LayerRecord
+    scores: npt.NDArray[np.float16]
+    """(P, C, U)."""
+    prefix: npt.NDArray[np.float16]
+    """Activations (U, P, C) of the prefix tokens; empty where they are not kept."""
+    candidates: Sequence[Candidates]
+    """By pooling."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of it."""
+        maps = sum(found.maps.nbytes for found in self.candidates)
+        return self.scores.nbytes + self.prefix.nbytes + maps
 
 
 class LayerReduction:
@@ -65,7 +85,7 @@ class LayerReduction:
     ) -> None:
         """Take over scores (C, M) and prefix activations (M, P, C) of the first M images."""
         for pooling, some in scores.items():
-            self.scores(pooling)[:, : some.shape[1]] = some
+            self._scores[self.layer.poolings.index(pooling), :, : some.shape[1]] = some
         if prefix is not None:
             self._prefix[: len(prefix)] = prefix
 
@@ -124,18 +144,14 @@ class LayerReduction:
         self.saturated += reduce(*first)
         self.saturated += sum(other.result() for other in others)
 
-    def scores(self, pooling: Pooling) -> npt.NDArray[np.float16]:
-        """Scores (C, U) of the current unit."""
-        values: npt.NDArray[np.float16] = self._scores[self.layer.poolings.index(pooling)]
-        return values
+    def take(self, rows: range) -> Reduced:
+        """What the unit leaves; candidates are images of `rows` that may be among the best of all.
 
-    def prefix(self) -> npt.NDArray[np.float16]:
-        """Activations (U, P, C) of the prefix tokens in the current unit, where they are kept."""
-        return self._prefix
-
-    def candidates(self, pooling: Pooling, start: int, stop: int) -> Candidates:
-        """Images of rows `start` to `stop` that may be among the best of all."""
-        return self._top.candidates(self.layer.poolings.index(pooling), start, stop)
+        Nothing of it is touched again.
+        """
+        layer = self.layer
+        candidates = [self._top.candidates(number, rows) for number in range(len(layer.poolings))]
+        return Reduced(layer, self._scores, self._prefix, candidates)
 
     def restore(self, pooling: Pooling, keys: npt.NDArray[np.void]) -> None:
         """Take in the candidates of an earlier unit, whose maps are on the disk."""

@@ -13,6 +13,7 @@ from vitscope.indexer.plan import WHOLE, Plan, Shard, Unit
 from vitscope.indexer.progress import Progress
 from vitscope.indexer.refusals import telling
 from vitscope.indexer.stage import stage
+from vitscope.indexer.stages import Stages
 from vitscope.indexer.work import Work, check_output, left_over, rows_of, sweep
 from vitscope.indexer.workers import run_here, run_side_by_side
 from vitscope.store import neighbours
@@ -20,12 +21,13 @@ from vitscope.store.lock import BusyIndexError, writing
 from vitscope.store.publish import complete_publication
 
 
-def index(options: Options) -> str:
+def index(options: Options, stages: Stages | None = None) -> str:
     """Index the pictures of `options.data`, publish in `options.out`, give the generation's name.
 
     Nothing is written before the options, the output folder, the pictures and the model have
-    proved good. An unfinished run of the same plan is taken up where it was left. Raises
-    `IndexingError`, and `StoreError` where an index to append to is damaged or being written.
+    proved good. An unfinished run of the same plan is taken up where it was left. `stages` is told
+    how long each stage took. Raises `IndexingError`, and `StoreError` where an index to append to
+    is damaged or being written.
     """
     job = made_ready(options)
     with telling(options.out):
@@ -33,7 +35,7 @@ def index(options: Options) -> str:
         with writing(options.out) as lock:
             # Another run may have published while this one loaded its model.
             check_output(options.out, append=options.append)
-            return _finish(options, job, lock)
+            return _finish(options, job, lock, stages or Stages())
 
 
 def made_ready(options: Options) -> Job:
@@ -51,21 +53,23 @@ def made_ready(options: Options) -> Job:
     return job
 
 
-def _finish(options: Options, job: Job, lock: int) -> str:
+def _finish(options: Options, job: Job, lock: int, stages: Stages) -> str:
     """Do what is left of the run, and give the generation's name."""
     work = Work(options.out, job.plan)
     work.begin()
     name = complete_publication(work.index, work.staged, job.plan.made)
     if name is None:
         taken_over = stage(work, job.base)
-        run_units(options, job, work, (lock,), WHOLE)
+        run_units(options, job, work, (lock,), WHOLE, stages)
         name = merge(work, job.base, taken_over)
     work.remove()
     return name
 
 
-def run_units(options: Options, job: Job, work: Work, locks: Sequence[int], shard: Shard) -> int:
-    """Do what is left of the units of a shard; gives how many it has."""
+def run_units(
+    options: Options, job: Job, work: Work, locks: Sequence[int], shard: Shard, stages: Stages
+) -> int:
+    """Do what is left of the units of a shard, and tell `stages`; gives how many it has."""
     plan = job.plan
     units = shard.of(plan.units)
     finished, damaged = work.finished(units)
@@ -75,10 +79,12 @@ def run_units(options: Options, job: Job, work: Work, locks: Sequence[int], shar
     total, done = (_images(plan, some) for some in (units, finished))
     progress = Progress("images", total, done=done)
     if options.workers > 1 and len(left) > 1:
-        run_side_by_side(options, work, locks, finished, left, progress)
+        stages.add(run_side_by_side(options, work, locks, finished, left, progress))
     else:
-        run_here(job, work, finished, left, progress)
+        stages.add(run_here(job, work, finished, left, progress))
     progress.finish()
+    if left:
+        print(stages, file=sys.stderr)
     return len(units)
 
 

@@ -14,6 +14,7 @@ from vitscope.indexer.plan import Shard
 from vitscope.indexer.refusals import telling
 from vitscope.indexer.run import made_ready, run_units
 from vitscope.indexer.stage import stage
+from vitscope.indexer.stages import Stages
 from vitscope.indexer.work import Work, check_output, left_over, open_work, rows_of, sweep
 from vitscope.store import layout, neighbours
 from vitscope.store.generation import Generation
@@ -22,7 +23,7 @@ from vitscope.store.publish import complete_publication, made_generation
 from vitscope.store.text import counted
 
 
-def index_shard(options: Options, shard: Shard) -> int:
+def index_shard(options: Options, shard: Shard, stages: Stages | None = None) -> int:
     """Index the units of one of several shards, and leave them to be merged; gives their number.
 
     Runs of the other shards may go on at the same time, on any machine that shares the folder.
@@ -44,7 +45,7 @@ def index_shard(options: Options, shard: Shard) -> int:
                         f"{options.out}` completes the publication."
                     )
                 stage(work, job.base)
-            return run_units(options, job, work, (lock, mine), shard)
+            return run_units(options, job, work, (lock, mine), shard, stages or Stages())
 
 
 def merge_shards(out: Path) -> str:

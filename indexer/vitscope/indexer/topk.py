@@ -83,17 +83,20 @@ class RunningTop:
             maps[place[some], slot[some]] = to_half(mapped)
         bars[changing] = mine[changing].amin(1)
 
-    def candidates(self, pooling: int, start: int, stop: int) -> Candidates:
-        """What the top-K of the pooling of that number holds of rows `start` to `stop`."""
+    def candidates(self, pooling: int, rows: range) -> Candidates:
+        """What the top-K of the pooling of that number holds of `rows`."""
         best, slot = self.keys[pooling].sort(1, descending=True)
         row = LAST_ROW - (best & LAST_ROW)
-        mine = ((best != NONE) & (row >= start) & (row < stop)).nonzero()
+        mine = ((best != NONE) & (row >= rows.start) & (row < rows.stop)).nonzero()
         channel, rank = mine[:, 0], mine[:, 1]
         keys = np.empty(len(mine), KEY)
         keys["channel"] = channel.cpu().numpy()
         keys["row"] = row[channel, rank].cpu().numpy()
         keys["score"] = _scores(best[channel, rank]).cpu().numpy()
-        return Candidates(keys, self.maps[pooling, channel, slot[channel, rank]].cpu().numpy())
+        places = channel * self.keys.shape[2] + slot[channel, rank]
+        # Whole maps copied at once: general indexing goes element by element.
+        maps = self.maps[pooling].flatten(0, 1).index_select(0, places)
+        return Candidates(keys, maps.cpu().numpy())
 
     def restore(self, pooling: int, keys: npt.NDArray[np.void]) -> None:
         """Take in finished candidates (M,) of dtype `KEY`, so that only better ones are kept.

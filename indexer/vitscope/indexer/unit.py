@@ -1,41 +1,46 @@
-"""Indexing one unit of rows: decode, forward, reduce, write."""
+"""Indexing units of rows: decode, forward, reduce, hand over what is to be written."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
-import numpy as np
 import torch
 
 from vitscope.indexer.base import Base
+from vitscope.indexer.batches import Batch, Batches
 from vitscope.indexer.capture import capture
 from vitscope.indexer.decode import Decoder, Picture
 from vitscope.indexer.dense import DenseWriter
 from vitscope.indexer.job import Job
 from vitscope.indexer.plan import Unit
 from vitscope.indexer.reduce import LayerReduction
-from vitscope.indexer.stage import region, shards, unit_arrays
+from vitscope.indexer.stages import Stages
+from vitscope.indexer.unitfiles import UnitFiles
 from vitscope.indexer.work import Work
+from vitscope.indexer.writing import Writing
 from vitscope.store import layout
 from vitscope.store.arrays import create_array
 from vitscope.store.rows import RowRecord
 
-_BATCHES_AHEAD = 2
-
 
 class Worker:
-    """Runs units one after the other; its running top-K carries over from unit to unit."""
+    """Runs units one after the other; its running top-K carries over from unit to unit.
+
+    What a unit leaves is written while the next one is run.
+    """
 
     def __init__(self, job: Job, work: Work, advance: Callable[[int], None]) -> None:
         """`advance` is told how many images were done."""
-        plan = job.plan
+        plan, model = job.plan, job.model
+        self.stages = Stages()
         self._job = job
         self._work = work
         self._advance = advance
-        self._decoder = Decoder(job.model.steps, plan.thumbnail_size)
+        self._decoder = Decoder(model.steps, plan.thumbnail_size)
         self._helpers = ThreadPoolExecutor(max(1, plan.threads - 1))
         self._reductions = [
             LayerReduction(layer, job.device, helpers=self._helpers, threads=plan.threads)
@@ -46,11 +51,20 @@ class Worker:
             for number, layer in enumerate(plan.layers)
             if layer.dense
         }
-        self._pool = ThreadPoolExecutor(max_workers=plan.threads or os.cpu_count())
+        self._batches = Batches(
+            self._decode,
+            plan.batch_size,
+            model.input_size,
+            threads=plan.threads or os.cpu_count() or 1,
+            pinned=job.device.startswith("cuda"),
+            stages=self.stages,
+        )
+        self._writing = Writing(self.stages)
 
     def close(self) -> None:
         """Stop its threads."""
-        self._pool.shutdown(cancel_futures=True)
+        self._batches.close()
+        self._writing.close()
         self._helpers.shutdown()
 
     def restore(self, finished: Sequence[Unit]) -> None:
@@ -63,8 +77,35 @@ class Worker:
                 for unit in finished:
                     reduction.restore(pooling, self._work.candidate_keys(unit, layer, pooling))
 
-    def run(self, unit: Unit) -> None:
-        """Index the images of `unit` and leave its receipt."""
+    def run_all(self, units: Iterable[Unit]) -> None:
+        """Run units to the last receipt; the pictures of one are decoded while another ends."""
+        start = time.perf_counter()
+        ahead = iter(units)
+        unit = next(ahead, None)
+        if unit:
+            self._batches.announce(self._fresh(unit))
+        while unit:
+            following = next(ahead, None)
+            if following:
+                self._batches.announce(self._fresh(following))
+            self._run(unit)
+            unit = following
+        self._writing.finish()
+        self.stages.add({"total": time.perf_counter() - start})
+
+    def rehearse(self, rows: range) -> int:
+        """Decode, run and reduce images of `rows` and write nothing; gives bytes of pictures."""
+        for reduction in self._reductions:
+            reduction.start_unit(len(rows))
+        self._batches.announce(rows)
+        pictures = 0
+        for batch in self._taken(rows):
+            self._forward(batch, batch.row - rows.start)
+            pictures += sum(len(picture.thumbnail) for picture in batch.pictures)
+        return pictures
+
+    def _run(self, unit: Unit) -> None:
+        """Index the images of a unit whose rows were announced, and hand over what to write."""
         self._work.start_unit(unit)
         for reduction in self._reductions:
             reduction.start_unit(unit.stop - unit.start)
@@ -72,28 +113,29 @@ class Worker:
             writer.start_unit(unit.start)
         records: list[RowRecord] = []
         thumbnails: list[bytes] = []
-        fresh = max(unit.start, self._job.plan.base_rows)
-        if self._job.base and fresh > unit.start:
-            carried = range(unit.start, fresh)
+        fresh = self._fresh(unit)
+        if self._job.base and fresh.start > unit.start:
+            carried = range(unit.start, fresh.start)
             self._carry(self._job.base, carried)
             records += self._job.base.records(carried)
             thumbnails += self._job.base.thumbnails(carried)
-        for start, batch in self._batches(range(fresh, unit.stop)):
-            self._forward(batch, start, start - unit.start)
-            records += [self._record(start + i, picture) for i, picture in enumerate(batch)]
-            thumbnails += [picture.thumbnail for picture in batch]
-            self._advance(len(batch))
-        self._write(unit, records, thumbnails)
+        for batch in self._taken(fresh):
+            self._forward(batch, batch.row - unit.start)
+            records += [
+                self._record(row, each) for row, each in enumerate(batch.pictures, batch.row)
+            ]
+            thumbnails += [picture.thumbnail for picture in batch.pictures]
+            self._advance(len(batch.pictures))
+        self._hand_over(unit, records, thumbnails)
 
-    def rehearse(self, rows: range) -> int:
-        """Decode, run and reduce images of `rows` and write nothing; gives bytes of pictures."""
-        for reduction in self._reductions:
-            reduction.start_unit(len(rows))
-        pictures = 0
-        for start, batch in self._batches(rows):
-            self._forward(batch, start, start - rows.start)
-            pictures += sum(len(picture.thumbnail) for picture in batch)
-        return pictures
+    def _fresh(self, unit: Unit) -> range:
+        """Rows of a unit that are not the base's."""
+        return range(max(unit.start, self._job.plan.base_rows), unit.stop)
+
+    def _taken(self, rows: range) -> Iterator[Batch]:
+        """The batches of `rows`, which are those announced next."""
+        for _ in range(0, len(rows), self._job.plan.batch_size):
+            yield self._batches.take()
 
     def _carry(self, base: Base, rows: range) -> None:
         """Take over what the base's last unit has of rows that share a shard with new ones."""
@@ -111,21 +153,6 @@ class Worker:
                     one = slice(row, row + 1)
                     self._dense[number].add_stored(base.array(layer, layout.ACTIVATIONS, one))
 
-    def _batches(self, rows: range) -> Iterator[tuple[int, list[Picture]]]:
-        """Decoded batches, a bounded number of them ahead of the forward."""
-        size = self._job.plan.batch_size
-        left = iter(rows)
-
-        def submit(count: int) -> list[Future[Picture]]:
-            return [self._pool.submit(self._decode, row) for row in islice(left, count)]
-
-        ahead = submit(_BATCHES_AHEAD * size)
-        for start in rows[::size]:
-            mine, ahead = ahead[:size], ahead[size:]
-            batch = [future.result() for future in mine]
-            ahead += submit(size)
-            yield start, batch
-
     def _decode(self, row: int) -> Picture:
         try:
             data = self._job.source.read(row - self._job.plan.base_rows)
@@ -133,21 +160,24 @@ class Worker:
             return Picture(None, b"", "", f"the file cannot be read ({error.strerror})")
         return self._decoder(data)
 
-    def _forward(self, batch: Sequence[Picture], row: int, offset: int) -> None:
+    def _forward(self, batch: Batch, offset: int) -> None:
         model, device = self._job.model, self._job.device
-        # An invalid image leaves a blank in its place: the others keep their place in the batch,
-        # and so their bits.
-        blank = torch.zeros(3, *model.input_size)
-        pixels = torch.stack([blank if p.pixels is None else p.pixels for p in batch])
-        valid = torch.tensor([p.pixels is not None for p in batch], device=device)
+        valid = torch.tensor([not picture.reason for picture in batch.pictures], device=device)
+        spent = 0.0
 
         def sink(number: int, activation: torch.Tensor) -> None:
-            self._reductions[number].update(activation, row, valid, offset)
+            nonlocal spent
+            start = time.perf_counter()
+            self._reductions[number].update(activation, batch.row, valid, offset)
             if number in self._dense:
                 self._dense[number].add(activation, valid)
+            spent += time.perf_counter() - start
 
+        start = time.perf_counter()
         with torch.inference_mode(), capture(model.module, self._job.layers, sink):
-            model.module(pixels.to(device, model.dtype))
+            model.module(batch.pixels.to(device, model.dtype, non_blocking=True))
+        whole = time.perf_counter() - start
+        self.stages.add({"forward": whole - spent, "reduce": spent})
 
     def _record(self, row: int, picture: Picture) -> RowRecord:
         listed = self._job.source.rows[row - self._job.plan.base_rows]
@@ -167,36 +197,18 @@ class Worker:
             view=picture.view,
         )
 
-    def _write(self, unit: Unit, records: list[RowRecord], thumbnails: list[bytes]) -> None:
-        for writer in self._dense.values():
-            writer.flush()
-        for reduction in self._reductions:
-            self._write_layer(unit, reduction)
-        self._work.finish_unit(
-            unit,
-            records,
-            thumbnails,
-            saturated=sum(reduction.saturated for reduction in self._reductions),
-            shards=shards(self._job.plan, unit.rows),
-        )
-
-    def _write_layer(self, unit: Unit, reduction: LayerReduction) -> None:
-        layer = reduction.layer
-        group = layout.layer_path(self._work.staged, layer.name)
-        values = {}
-        for pooling in layer.poolings:
-            scores = reduction.scores(pooling)
-            values[layout.scores_name(pooling)] = scores
-            values[layout.row_scores_name(pooling)] = np.ascontiguousarray(scores.T)
-            # The base's own images are candidates already.
-            fresh = max(unit.start, self._job.plan.base_rows)
-            found = reduction.candidates(pooling, fresh, unit.stop)
-            self._work.write_candidates(unit, layer, pooling, found)
-        if layer.dense_prefix:
-            values[layout.PREFIX] = reduction.prefix()
-        for name, spec in unit_arrays(self._job.plan, layer).items():
-            if name in values:
-                create_array(group / name, spec).write(values[name], *region(spec, unit.rows))
+    def _hand_over(self, unit: Unit, records: list[RowRecord], thumbnails: list[bytes]) -> None:
+        """Have all that is left of a unit written, its receipt at last."""
+        files = UnitFiles(self._work, unit)
+        dense = [done for writer in self._dense.values() if (done := writer.hand_over())]
+        saturated = sum(reduction.saturated for reduction in self._reductions)
+        with self.stages.at("held"):
+            for reduction in self._reductions:
+                # The base's own images are candidates already.
+                reduced = reduction.take(self._fresh(unit))
+                self._writing.hand_over(partial(files.write_layer, reduced), reduced.nbytes)
+            finish = partial(files.finish, records, thumbnails, saturated, dense)
+            self._writing.hand_over(finish, sum(map(len, thumbnails)))
 
 
 def _dense_writer(work: Work, number: int) -> DenseWriter:

@@ -10,6 +10,7 @@ INDEX/building/beginning          held by a shard while it makes what is missing
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -19,11 +20,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from blake3 import blake3
 
 from vitscope.indexer.differences import differences
 from vitscope.indexer.errors import OutputError
@@ -33,6 +34,7 @@ from vitscope.store import layout
 from vitscope.store.boxes import Box
 from vitscope.store.files import (
     PARTIAL,
+    begin_writing_back,
     digest_bytes,
     digest_file,
     sync_directory,
@@ -51,6 +53,7 @@ _OURS = {layout.CURRENT, layout.GENERATIONS, layout.LOCK, layout.WORK, _REMOVED}
 _SHARDS = "shards"
 _SHARD_NAME = re.compile(r"(\d+)-of-(\d+)")
 _BEGINNING = "beginning"
+_BLOCK = 2 << 20
 _WORK_ENTRIES = {_PLAN, _STAGED, _SHARDS, _BEGINNING, "units"}
 
 
@@ -206,8 +209,12 @@ class Work:
         *,
         saturated: int,
         shards: Iterable[str],
+        sealed: Mapping[str, Seal],
     ) -> None:
-        """Write what is left of a unit, then its receipt; `shards` are files below `staged`."""
+        """Write what is left of a unit, then its receipt.
+
+        `shards` are files below `staged`; `sealed` are the seals of all candidates.
+        """
         folder = self._folder(unit)
         table = {
             "rows": [asdict(record) for record in records],
@@ -216,8 +223,9 @@ class Work:
         write_atomically(folder / "rows.json", json.dumps(table).encode())
         write_atomically(folder / "thumbnails.bin", b"".join(thumbnails))
         sync_directory(folder.parent)
-        mine = sorted(f"units/{unit.name}/{path.name}" for path in folder.iterdir())
+        mine = sorted({f"units/{unit.name}/{path.name}" for path in folder.iterdir()} - set(sealed))
         seals = seal_files(self.path, [*(f"{_STAGED}/{name}" for name in shards), *mine])
+        seals |= sealed
         receipt = {
             "unit": unit.number,
             "saturated": saturated,
@@ -260,16 +268,14 @@ class Work:
 
     def write_candidates(
         self, unit: Unit, layer: LayerRecord, pooling: Pooling, found: Candidates
-    ) -> None:
-        """Store a unit's candidates of one layer and pooling."""
+    ) -> dict[str, Seal]:
+        """Store a unit's candidates of one layer and pooling; gives the seals of the files."""
         folder = self._folder(unit)
+        seals = {}
         for part, values in (("keys", found.keys), ("maps", found.maps)):
-            path = folder / f"{layer.name}.{pooling}.{part}.npy"
-            with path.open("wb") as file:
-                # Into a file that it knows, NumPy writes by itself and loses the disk's reason.
-                np.save(cast(BinaryIO, SimpleNamespace(write=file.write)), values)
-                file.flush()
-                os.fsync(file.fileno())
+            name = f"{layer.name}.{pooling}.{part}.npy"
+            seals[f"units/{unit.name}/{name}"] = _write_npy(folder / name, values)
+        return seals
 
     def candidate_keys(
         self, unit: Unit, layer: LayerRecord, pooling: Pooling
@@ -354,6 +360,24 @@ class Work:
 
     def _receipt(self, unit: Unit) -> Path:
         return self.path / "units" / f"{unit.name}.json"
+
+
+def _write_npy(path: Path, values: npt.NDArray[Any]) -> Seal:
+    """Write an array as `np.save` does, and seal it on the way: nothing is read again."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(values))
+    body = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    blocks = (body[at : at + _BLOCK] for at in range(0, len(body), _BLOCK))
+    digest = blake3()
+    with path.open("wb") as file:
+        for block in (np.frombuffer(header.getvalue(), np.uint8), *blocks):
+            start = file.tell()
+            file.write(block.data)
+            digest.update(block.data)
+            begin_writing_back(file.fileno(), start, block.nbytes)
+        file.flush()
+        os.fsync(file.fileno())
+        return Seal(file.tell(), digest.hexdigest(), "")
 
 
 def rows_of(unit: Unit) -> str:

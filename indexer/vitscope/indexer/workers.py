@@ -11,7 +11,8 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.reduction import DupFd
@@ -22,6 +23,7 @@ from vitscope.indexer.job import Job, prepare
 from vitscope.indexer.options import Options
 from vitscope.indexer.plan import Unit
 from vitscope.indexer.progress import Progress
+from vitscope.indexer.stages import Stages
 from vitscope.indexer.unit import Worker
 from vitscope.indexer.work import Work
 
@@ -34,15 +36,15 @@ class WorkerError(IndexingError):
 
 def run_here(
     job: Job, work: Work, finished: Sequence[Unit], units: Sequence[Unit], progress: Progress
-) -> None:
-    """Index `units` in this process."""
+) -> Mapping[str, float]:
+    """Index `units` in this process; gives the seconds of each stage."""
     worker = Worker(job, work, progress.advance)
     try:
         worker.restore(finished)
-        for unit in units:
-            worker.run(unit)
+        worker.run_all(units)
     finally:
         worker.close()
+    return worker.stages.seconds
 
 
 def run_side_by_side(
@@ -52,8 +54,8 @@ def run_side_by_side(
     finished: Sequence[Unit],
     units: Sequence[Unit],
     progress: Progress,
-) -> None:
-    """Index `units` in `options.workers` processes.
+) -> Mapping[str, float]:
+    """Index `units` in `options.workers` processes; gives the seconds of each stage.
 
     They inherit the descriptors `locks`, so that nobody else writes while one of them is left over.
     Raises `WorkerError` where one fails.
@@ -71,7 +73,7 @@ def run_side_by_side(
             workers[mine].start()
             # Its end is the worker's alone to close: its death is then noticed as an end of file.
             theirs.close()
-        _hand_out(units, workers, progress)
+        return _hand_out(units, workers, progress)
     finally:
         started = [process for process in workers.values() if process.pid]
         for process in started:
@@ -82,14 +84,22 @@ def run_side_by_side(
 
 def _hand_out(
     units: Sequence[Unit], workers: Mapping[Channel, ForkServerProcess], progress: Progress
-) -> None:
-    """Send every unit to a worker that is free, in order, until all are done."""
-    left = list(reversed(units))
+) -> Mapping[str, float]:
+    """Send every unit to a worker, in order, until all are done; gives the seconds of each stage.
+
+    A worker asks for the next unit when it begins one; None instead tells it to end.
+    """
+    left = deque(units)
+    stages = Stages()
+
+    def hand(connection: Channel) -> None:
+        connection.send(left.popleft() if left else None)
+
     for connection in workers:
-        connection.send(left.pop())
-    busy = len(workers)
+        hand(connection)
+    busy = set(workers)
     while busy:
-        for connection in cast(list[Channel], wait(list(workers))):
+        for connection in cast(list[Channel], wait(list(busy))):
             try:
                 said = connection.recv()
             except (EOFError, ConnectionResetError):
@@ -98,11 +108,12 @@ def _hand_out(
                 raise said
             if isinstance(said, int):
                 progress.advance(said)
-                continue
-            busy -= 1
-            if left:
-                connection.send(left.pop())
-                busy += 1
+            elif said is None:
+                hand(connection)
+            else:
+                stages.add(said)
+                busy.discard(connection)
+    return stages.seconds
 
 
 def _lost(process: ForkServerProcess) -> WorkerError:
@@ -135,13 +146,19 @@ def _serve(
             )
         worker = Worker(job, Work(options.out, job.plan), connection.send)
         worker.restore(finished)
-        while True:
-            worker.run(connection.recv())
-            connection.send(None)
+        worker.run_all(_units(connection))
+        connection.send(worker.stages.seconds)
     except EOFError:
         return
     except Exception as error:
         connection.send(_portable(error))
+
+
+def _units(connection: Channel) -> Iterator[Unit]:
+    """Units that the parent sends, each after the first on being asked for it."""
+    while (unit := connection.recv()) is not None:
+        yield unit
+        connection.send(None)
 
 
 def _portable(error: Exception) -> Exception:
