@@ -75,7 +75,7 @@ def estimate(options: Options) -> Estimate:
     rows = job.plan.rows
     probed, first, again, pictures = _probe(job)
     kept = job.plan.layers
-    seconds = _whole(rows, probed, first, again, min(options.top_k, rows)) / options.workers
+    seconds = _whole(rows, probed, first, again, min(options.top_k, rows)) / options.processes
     unit = min(job.plan.unit_rows, rows)
     return Estimate(
         job=job,

@@ -189,7 +189,7 @@ def _threads(
     if device != "cpu":
         return 0
     before = (recorded or {}).get("threads") or (base.generation.manifest.threads if base else 0)
-    return options.threads or before or max(1, (os.cpu_count() or 1) // options.workers)
+    return options.threads or before or max(1, (os.cpu_count() or 1) // options.processes)
 
 
 def _device(options: Options, worker: int) -> str:
@@ -201,6 +201,6 @@ def _device(options: Options, worker: int) -> str:
                 f"The device {options.device!r} cannot be used here; give --device cpu."
             ) from None
     asked = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if asked == "cuda" and options.workers > 1:
+    if asked == "cuda" and options.processes > 1:
         return f"cuda:{worker % torch.cuda.device_count()}"
     return asked

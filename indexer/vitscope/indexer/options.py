@@ -45,12 +45,20 @@ class Options:
     dtype: str = "float32"
     device: str = ""
     """`cpu`, `cuda`, `cuda:1`; empty takes CUDA where there is one."""
-    workers: int = 1
-    """Processes that index units side by side."""
+    workers: int | None = None
+    """Processes that index units side by side; None takes one, or all that a cluster has room for.
+    """
+    ray: str = ""
+    """`local`, or the address of a Ray cluster that the workers run on."""
     threads: int | None = None
     """CPU threads of each; None shares the cores out, or takes what an unfinished run had."""
     thumbnail_size: int = 256
     """Longer side of the stored pictures in pixels; 0 stores none."""
+
+    @property
+    def processes(self) -> int:
+        """Workers on this machine."""
+        return self.workers or 1
 
     def check(self) -> None:
         """Raise `IndexingError` for values that cannot be meant."""

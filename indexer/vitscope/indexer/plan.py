@@ -96,6 +96,10 @@ class Plan:
             for number in range(first, -(-self.rows // self.unit_rows))
         )
 
+    def new_rows(self, unit: Unit) -> int:
+        """How many rows of a unit are not the base's."""
+        return unit.stop - max(unit.start, self.base_rows)
+
     def to_json(self) -> bytes:
         """Serialise; equal plans give equal bytes."""
         return json.dumps(asdict(self), indent=1, sort_keys=True).encode() + b"\n"

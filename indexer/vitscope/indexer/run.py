@@ -9,7 +9,7 @@ from contextlib import suppress
 from vitscope.indexer.job import Job, prepare
 from vitscope.indexer.merge import merge
 from vitscope.indexer.options import Options
-from vitscope.indexer.plan import WHOLE, Plan, Shard, Unit
+from vitscope.indexer.plan import WHOLE, Shard
 from vitscope.indexer.progress import Progress
 from vitscope.indexer.refusals import telling
 from vitscope.indexer.stage import stage
@@ -76,9 +76,13 @@ def run_units(
     for unit, why in damaged.items():
         print(f"{rows_of(unit)} indexed again: {why}.", file=sys.stderr)
     left = [unit for unit in units if unit not in finished]
-    total, done = (_images(plan, some) for some in (units, finished))
+    total, done = (sum(map(plan.new_rows, some)) for some in (units, finished))
     progress = Progress("images", total, done=done)
-    if options.workers > 1 and len(left) > 1:
+    if options.ray and left:
+        from vitscope.indexer.cluster import run_on_ray
+
+        stages.add(run_on_ray(options, work, finished, left, progress))
+    elif options.processes > 1 and len(left) > 1:
         stages.add(run_side_by_side(options, work, locks, finished, left, progress))
     else:
         stages.add(run_here(job, work, finished, left, progress))
@@ -86,7 +90,3 @@ def run_units(
     if left:
         print(stages, file=sys.stderr)
     return len(units)
-
-
-def _images(plan: Plan, units: Sequence[Unit]) -> int:
-    return sum(unit.stop - max(unit.start, plan.base_rows) for unit in units)

@@ -6,6 +6,7 @@ INDEX/building/units/000003/…     a unit's row records, pictures and candidate
 INDEX/building/units/000003.json  its receipt with the digests of all it wrote, written last
 INDEX/building/shards/0-of-3      held by the run that does every third unit from the first on
 INDEX/building/beginning          held by a shard while it makes what is missing of all this
+INDEX/building/actors/…           each held by an actor on a Ray cluster as long as it may write
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -53,8 +55,10 @@ _OURS = {layout.CURRENT, layout.GENERATIONS, layout.LOCK, layout.WORK, _REMOVED}
 _SHARDS = "shards"
 _SHARD_NAME = re.compile(r"(\d+)-of-(\d+)")
 _BEGINNING = "beginning"
+_ACTORS = "actors"
+_ACTORS_END_SECONDS = 30.0
 _BLOCK = 2 << 20
-_WORK_ENTRIES = {_PLAN, _STAGED, _SHARDS, _BEGINNING, "units"}
+_WORK_ENTRIES = {_PLAN, _STAGED, _SHARDS, _BEGINNING, _ACTORS, "units"}
 
 
 def check_output(index: Path, *, append: bool = False) -> None:
@@ -157,6 +161,7 @@ class Work:
     def begin(self) -> None:
         """Record the plan, or check that the unfinished run here has the same."""
         path = self.path / _PLAN
+        self._wait_for_actors()
         mine = self.plan.to_json()
         base = self.plan.base
         if base and not path.exists() and (newest := current_name(self.index)) != base:
@@ -328,6 +333,30 @@ class Work:
                 )
             yield held
 
+    @contextmanager
+    def actor(self, name: str) -> Iterator[None]:
+        """Be the actor of that name, which may write as long as it holds a file.
+
+        Raises `OutputError` where it was given up, or the run's folder is not to be seen here.
+        """
+        try:
+            with holding(self._actors / name) as held:
+                if held is None:
+                    raise OutputError(f"Actor {name} was given up.")
+                yield
+        except FileNotFoundError:
+            raise OutputError(
+                f"{self.path} is not on every node of the cluster; give a folder for --out that "
+                "all of them share."
+            ) from None
+
+    @contextmanager
+    def gone(self, name: str) -> Iterator[bool]:
+        """Whether the actor of that name has ended; inside the block it cannot begin either."""
+        self._actors.mkdir(exist_ok=True)
+        with holding(self._actors / name) as held:
+            yield held is not None
+
     def remove(self) -> None:
         """Drop the folder once the generation is published.
 
@@ -337,6 +366,26 @@ class Work:
         shutil.rmtree(removed, ignore_errors=True)
         self.path.rename(removed)
         shutil.rmtree(removed)
+
+    @property
+    def _actors(self) -> Path:
+        return self.path / _ACTORS
+
+    def _wait_for_actors(self) -> None:
+        """Wait until no actor of an earlier run writes; they end soon after their run."""
+        deadline = time.monotonic() + _ACTORS_END_SECONDS
+        for path in self._actors.glob("*"):
+            while True:
+                with holding(path) as held:
+                    if held is not None:
+                        path.unlink()
+                        break
+                if time.monotonic() > deadline:
+                    raise OutputError(
+                        f"Workers of an earlier run still write in {self.index}; stop that Ray "
+                        "cluster, or wait, and run the same command again."
+                    )
+                time.sleep(0.05)
 
     def _seals(self, unit: Unit) -> Iterator[tuple[str, Seal]]:
         files: Mapping[str, Any] = self._read_receipt(unit)["files"]

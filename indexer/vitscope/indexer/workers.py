@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.reduction import DupFd
-from typing import Any, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 from vitscope.indexer.errors import IndexingError
 from vitscope.indexer.job import Job, prepare
@@ -28,6 +28,16 @@ from vitscope.indexer.unit import Worker
 from vitscope.indexer.work import Work
 
 Channel: TypeAlias = "Connection[Any, Any]"
+
+
+class Parent(Protocol):
+    """Who sends units to a worker."""
+
+    def send(self, said: Any, /) -> None:
+        """Images done; None to ask for a unit; seconds of each stage at the end; an error."""
+
+    def recv(self) -> Any:
+        """A unit, or None after the last; raises `EOFError` where the parent is gone."""
 
 
 class WorkerError(IndexingError):
@@ -55,7 +65,7 @@ def run_side_by_side(
     units: Sequence[Unit],
     progress: Progress,
 ) -> Mapping[str, float]:
-    """Index `units` in `options.workers` processes; gives the seconds of each stage.
+    """Index `units` in `options.processes` processes; gives the seconds of each stage.
 
     They inherit the descriptors `locks`, so that nobody else writes while one of them is left over.
     Raises `WorkerError` where one fails.
@@ -65,7 +75,7 @@ def run_side_by_side(
     context.set_forkserver_preload(["torch", "timm"])
     workers: dict[Channel, ForkServerProcess] = {}
     try:
-        for number in range(min(options.workers, len(units))):
+        for number in range(min(options.processes, len(units))):
             mine, theirs = context.Pipe()
             held = [DupFd(lock) for lock in locks]
             given = (options, number, work.plan.to_json(), finished, theirs, held)
@@ -138,6 +148,13 @@ def _serve(
     for lock in locks:
         lock.detach()
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    serve(options, number, plan, finished, connection)
+
+
+def serve(
+    options: Options, number: int, plan: bytes, finished: Sequence[Unit], connection: Parent
+) -> None:
+    """Do the units that a parent sends; tell it of images done, of stages at the end, of errors."""
     try:
         job = prepare(options, number)
         if job.plan.to_json() != plan:
@@ -154,7 +171,7 @@ def _serve(
         connection.send(_portable(error))
 
 
-def _units(connection: Channel) -> Iterator[Unit]:
+def _units(connection: Parent) -> Iterator[Unit]:
     """Units that the parent sends, each after the first on being asked for it."""
     while (unit := connection.recv()) is not None:
         yield unit

@@ -56,7 +56,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--unit-rows", type=int, metavar="U", help="pictures a unit (default about 1024)")
     add("--dtype", default="float32", help="float32 (default), bfloat16 or float16")
     add("--device", default="", help="cpu, cuda, cuda:1 (default: CUDA where there is one)")
-    add("--workers", type=int, default=1, metavar="N", help="processes side by side (default 1)")
+    add("--workers", type=int, metavar="N", help="processes side by side (default 1)")
     add(
         "--threads",
         type=int,
@@ -96,6 +96,7 @@ def options_from(args: argparse.Namespace, out: Path, *, append: bool = False) -
         dtype=args.dtype,
         device=args.device,
         workers=args.workers,
+        ray=getattr(args, "ray", ""),
         threads=args.threads,
         thumbnail_size=args.thumbnail_size,
     )

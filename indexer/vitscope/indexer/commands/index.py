@@ -29,6 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="do only every N-th unit from the I-th on, I from 0; runs of all N, on any machines "
         "that share INDEX, and then `vitscope merge INDEX` make it whole",
     )
+    add(
+        "--ray",
+        default="",
+        metavar="ADDRESS",
+        help="do units on a Ray cluster, at HOST:PORT or `local`; --workers then says how many "
+        "actors (default: all that it has room for)",
+    )
     add_run_arguments(parser)
 
 
@@ -45,10 +52,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _index(args: argparse.Namespace) -> int:
+    from vitscope.indexer.errors import IndexingError
     from vitscope.indexer.run import index
 
     start = time.monotonic()
     options = options_from(args, args.out, append=args.append)
+    if args.shard and args.ray:
+        raise IndexingError("--shard and --ray share a run out in two ways; give one of them.")
     if args.shard:
         return _index_shard(options, args.shard, start)
     tell(args.out, index(options), start)

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from vitscope.indexer.estimate import estimate
 
     found = estimate(options_from(args, args.out))
-    print(json.dumps(_as_json(found)) if args.json else _as_text(found, args.workers))
+    print(json.dumps(_as_json(found)) if args.json else _as_text(found, args.workers or 1))
     return 0
 
 

@@ -1,0 +1,162 @@
+"""Units on a Ray cluster of several node processes, one of which is killed on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.cluster_utils import Cluster
+from runs import files_of, keeping, keeping_line, open_files, write_mixed
+
+from vitscope.client.cli import main
+from vitscope.indexer.errors import OutputError
+from vitscope.indexer.job import prepare
+from vitscope.indexer.run import index
+from vitscope.indexer.work import Work
+
+ROWS = 121
+NODES = 3
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    write_mixed(folder, ROWS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of an undisturbed run by one process."""
+    out = tmp_path_factory.mktemp("whole") / "index"
+    index(keeping(pictures, out))
+    return files_of(out)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head without room for work, and nodes with room for one actor each."""
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        for _ in range(NODES):
+            made.add_node(num_cpus=1)
+        yield made
+    finally:
+        made.shutdown()  # type: ignore[no-untyped-call]
+
+
+def started(pictures: Path, out: Path, cluster: Cluster) -> subprocess.Popen[str]:
+    line = keeping_line(pictures, out, "--ray", cluster.address)
+    command = [sys.executable, "-m", "vitscope.client.cli", *line]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def at_work(out: Path, run: subprocess.Popen[str]) -> int:
+    """Wait until some units are done; gives the process of an actor that does others."""
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        assert run.poll() is None, run.communicate()
+        if len(list((out / "building/units").glob("*.json"))) > 2:
+            for process in map(int, filter(str.isdecimal, os.listdir("/proc"))):
+                if any("building/actors/" in path for path in open_files(process)):
+                    return process
+        time.sleep(0.05)
+    raise AssertionError("no actor came to work")
+
+
+def parent(process: int) -> int:
+    """The process that started this one."""
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def raylets(node: Any) -> list[int]:
+    """The process of a node that starts workers."""
+    return [each.process.pid for each in node.all_processes["raylet"]]
+
+
+def test_a_killed_node_changes_nothing(
+    pictures: Path, whole: dict[str, bytes], tmp_path: Path, cluster: Cluster
+) -> None:
+    out = tmp_path / "index"
+    run = started(pictures, out, cluster)
+    raylet = parent(at_work(out, run))
+    (node,) = [each for each in cluster.worker_nodes if raylet in raylets(each)]
+    cluster.remove_node(node, allow_graceful=False)
+    said, errors = run.communicate(timeout=240)
+    assert run.returncode == 0, errors
+    assert "a worker was lost" in errors
+    assert f"{ROWS}/{ROWS} (100%)" in errors
+    assert said.startswith("Published ")
+    assert files_of(out) == whole
+
+
+def test_a_killed_run_is_taken_up_without_the_cluster(
+    pictures: Path, whole: dict[str, bytes], tmp_path: Path, cluster: Cluster
+) -> None:
+    """Its actors may write a little longer; who goes on waits for them."""
+    out = tmp_path / "index"
+    run = started(pictures, out, cluster)
+    at_work(out, run)
+    run.send_signal(signal.SIGKILL)
+    run.communicate()
+    index(keeping(pictures, out))
+    assert files_of(out) == whole
+
+
+def test_a_stopped_run_says_so(pictures: Path, tmp_path: Path, cluster: Cluster) -> None:
+    out = tmp_path / "index"
+    run = started(pictures, out, cluster)
+    at_work(out, run)
+    run.send_signal(signal.SIGTERM)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 128 + signal.SIGTERM
+    assert errors.splitlines()[-1] == "vitscope: Stopped; the same command goes on from here."
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--ray", "127.0.0.1:1"], "There is no Ray cluster at 127.0.0.1:1"),
+        (["--ray", "ray://127.0.0.1:1"], "There is no Ray cluster at ray://127.0.0.1:1"),
+        (["--ray", "nowhere"], "There is no Ray cluster at nowhere"),
+        (["--ray", "local", "--shard", "0/2"], "--shard and --ray share a run out in two ways"),
+    ],
+)
+def test_a_wrong_cluster_is_told(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], said: str
+) -> None:
+    assert main(keeping_line(pictures, tmp_path / "index", *given)) == 3
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert errors[-1].startswith(f"vitscope: {said}")
+    assert errors[-1].endswith(".")
+
+
+def test_an_actor_that_was_given_up_does_not_begin(pictures: Path, tmp_path: Path) -> None:
+    work = begun(pictures, tmp_path / "index")
+    with work.gone("7") as gone:
+        assert gone
+        with pytest.raises(OutputError, match="was given up"), work.actor("7"):
+            pass
+    with work.actor("7"), work.gone("7") as gone:
+        assert not gone
+
+
+def test_a_folder_that_is_not_shared_is_told(pictures: Path, tmp_path: Path) -> None:
+    work = Work(tmp_path / "elsewhere", begun(pictures, tmp_path / "index").plan)
+    with pytest.raises(OutputError, match="not on every node"), work.actor("7"):
+        pass
+
+
+def begun(pictures: Path, out: Path) -> Work:
+    """The working folder of a run that has just begun."""
+    out.mkdir()
+    work = Work(out, prepare(keeping(pictures, out)).plan)
+    work.begin()
+    return work
