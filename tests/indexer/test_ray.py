@@ -86,7 +86,10 @@ def test_a_killed_node_changes_nothing(
 ) -> None:
     out = tmp_path / "index"
     run = started(pictures, out, cluster)
-    raylet = parent(at_work(out, run))
+    actor = at_work(out, run)
+    raylet = parent(actor)
+    # So that it has units in hand when it goes with its node.
+    os.kill(actor, signal.SIGSTOP)
     (node,) = [each for each in cluster.worker_nodes if raylet in raylets(each)]
     cluster.remove_node(node, allow_graceful=False)
     said, errors = run.communicate(timeout=240)

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from vitscope.indexer.errors import IndexingError
@@ -140,12 +141,12 @@ def _connected(address: str) -> Iterator[None]:
         for number, handler in before.items():
             if threading.current_thread() is threading.main_thread():
                 signal.signal(number, handler)
-    try:
-        # Standard output is for what was asked for; Ray speaks of lost nodes there.
-        with redirect_stdout(sys.stderr):
+    # Ray prints the logs of lost nodes among what was asked for; it keeps them in files as well.
+    with Path(os.devnull).open("w") as nothing, redirect_stdout(nothing):
+        try:
             yield
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
 
 
 def _require_reachable(address: str) -> None:
