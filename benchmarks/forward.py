@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import vitscope.indexer  # noqa: F401  # isort: skip  # Sets what is read when torch is loaded.
 import torch
 from record import Row, compared, show, write
 

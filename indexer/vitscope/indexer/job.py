@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from vitscope.indexer.allocation import keep_freed_memory
 from vitscope.indexer.base import Base
 from vitscope.indexer.decode import Decoder
 from vitscope.indexer.errors import IndexingError, OutputError
@@ -54,6 +55,7 @@ def prepare(options: Options, worker: int = 0) -> Job:
     threads = _threads(options, device, recorded, base)
     if threads:
         torch.set_num_threads(threads)
+        keep_freed_memory()
     model = load_model(
         options.model,
         options.weights,
