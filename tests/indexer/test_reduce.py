@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitscope.indexer.reduce import LayerReduction
+from vitscope.indexer.reduce import LayerReduction, Room
 from vitscope.indexer.topk import Candidates
 from vitscope.store.manifest import LayerRecord, TokenLayout
 
@@ -76,7 +76,7 @@ def test_compiled_code_gives_the_bits_of_pytorch(case: Case, threads: int, again
 
         def both() -> list[LayerReduction]:
             made = [
-                LayerReduction(layer, "cpu", helpers=helpers, threads=threads),
+                LayerReduction(layer, "cpu", helpers=helpers, threads=threads, room=Room()),
                 LayerReduction(layer, "cpu", compiled=False),
             ]
             for reduction, earlier in zip(made, zip(*found, strict=True), strict=False):
@@ -103,6 +103,7 @@ def test_compiled_code_gives_the_bits_of_pytorch(case: Case, threads: int, again
                 assert np.array_equal(one.keys, other.keys)
                 assert same(one.maps, other.maps)
                 found.append([one, other])
+            taken[0].release()
             row += rows + 2
 
 

@@ -61,6 +61,8 @@ def merged(case: Case, parts: list[Candidates]) -> dict[int, list[tuple[int, flo
     for part in parts:
         for (channel, row, score), patch_map in zip(part.keys.tolist(), part.maps, strict=True):
             found.setdefault(channel, []).append((row, score, patch_map.tolist()))
+        joined = np.concatenate([*(block.copy() for block in part.blocks()), part.maps[:0]])
+        assert np.array_equal(joined, part.maps)
     return {c: sorted(each, key=lambda e: (-e[1], e[0]))[: case.k] for c, each in found.items()}
 
 
@@ -79,14 +81,16 @@ def expected(case: Case) -> dict[int, list[tuple[int, float, list[float]]]]:
 
 
 @settings(max_examples=300, deadline=None)
-@given(cases())
-def test_units_of_one_worker_hold_the_top_of_all(case: Case) -> None:
+@given(cases(), st.booleans())
+def test_units_of_one_worker_hold_the_top_of_all(case: Case, copied: bool) -> None:
     top = running(case, case.scores.shape[1])
     parts, unit_start = [], 0
     for start, stop in zip(case.batches, case.batches[1:], strict=False):
         feed(top, case, start, stop)
         if stop in case.units:
-            parts.append(top.candidates(0, range(unit_start, stop)))
+            # Maps of earlier units are not to be looked at again.
+            others = None if copied else torch.full_like(top.maps, torch.nan)
+            parts.append(top.take(range(unit_start, stop), others).candidates(0))
             unit_start = stop
     assert merged(case, parts) == expected(case)
 
@@ -104,7 +108,7 @@ def test_a_worker_that_takes_over_in_any_order_keeps_the_top(case: Case, random:
         for part in parts:
             top.restore(0, part.keys)
         feed(top, case, start, stop)
-        parts.append(top.candidates(0, range(start, stop)))
+        parts.append(top.take(range(start, stop)).candidates(0))
     assert merged(case, parts) == expected(case)
 
 
@@ -114,13 +118,13 @@ def test_a_second_unit_keeps_only_what_can_still_win() -> None:
     top = RunningTop(1, 1, 4, CELLS, "cpu")
     case = Case(scores, np.zeros((20, CELLS, 1), np.float16), 4, [], [])
     feed(top, case, 0, 10)
-    assert len(top.candidates(0, range(0, 10)).keys) == 4
+    assert len(top.take(range(0, 10)).candidates(0).keys) == 4
     feed(top, case, 10, 20)
-    assert len(top.candidates(0, range(10, 20)).keys) == 0
+    assert len(top.take(range(10, 20)).candidates(0).keys) == 0
 
 
 def test_keys_have_the_documented_dtype() -> None:
     top = RunningTop(1, 2, 3, CELLS, "cpu")
-    found = top.candidates(0, range(0, 5))
+    found = top.take(range(0, 5)).candidates(0)
     assert found.keys.dtype == KEY
     assert found.maps.shape == (0, CELLS)

@@ -33,13 +33,19 @@ class DenseWriter:
         self._start, self._filled = row, 0
 
     def add(self, activation: torch.Tensor, valid: torch.Tensor) -> None:
-        """Take in activations (B, T, C) of the next images; NaN where `valid` (B,) is False."""
+        """Take in activations (B, T, C) of the next images; NaN where `valid` (B,) is False.
+
+        All of them or, where memory ends, none.
+        """
         bad = ~valid.cpu().numpy()
+        activation = activation.contiguous()
+        if activation.device.type != "cpu":
+            activation = activation.half().cpu()
         while len(activation):
             room = self._room(len(activation))
-            # Converted without a copy in between, which is fast from memory without gaps; what
-            # overflows is infinite at first. The same values as `to_half` gives.
-            room.copy_(activation[: len(room)].contiguous()).clamp_(-HALF_MAX, HALF_MAX)
+            # Converted without a copy in between; what overflows is infinite at first. The same
+            # values as `to_half` gives.
+            room.copy_(activation[: len(room)]).clamp_(-HALF_MAX, HALF_MAX)
             room.numpy()[bad[: len(room)]] = np.nan
             activation, bad = activation[len(room) :], bad[len(room) :]
             self._took(len(room))

@@ -12,6 +12,7 @@ from torch import nn
 from vitscope.indexer.blocks import Call, layer_name
 from vitscope.indexer.errors import ModelError
 from vitscope.indexer.grids import Size, without_rim
+from vitscope.indexer.memory import ended_for_want_of_memory
 from vitscope.indexer.probe import ContradictedError, Probe
 from vitscope.indexer.trace import Trace, trace
 from vitscope.store.manifest import TokenLayout
@@ -89,7 +90,7 @@ def _traced(model: nn.Module, name: str, input_size: Size, forward: Callable[[],
         found = forward()
     # Whatever a model raises on a size that it cannot take.
     except Exception as error:
-        if _is_want_of_memory(error):
+        if ended_for_want_of_memory(error):
             raise _refused(
                 name,
                 f"memory does not suffice for a forward of {_pixels(input_size)} pixels; give a "
@@ -108,11 +109,6 @@ def _traced(model: nn.Module, name: str, input_size: Size, forward: Callable[[],
     if not found.attention:
         raise _refused(name, "its forward computes no attention, so that it is no transformer")
     return found
-
-
-def _is_want_of_memory(error: Exception) -> bool:
-    # On the CPU torch raises a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _check_rim(model: nn.Module, name: str, input_size: Size) -> None:

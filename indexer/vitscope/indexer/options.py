@@ -39,9 +39,11 @@ class Options:
     """Layers of which all activations are kept; `all` means every layer."""
     retain_prefix: tuple[str, ...] = ()
     """Layers of which the prefix tokens' activations are kept; `all` means every layer."""
-    batch_size: int = 32
+    batch_size: int | None = None
+    """Images of a forward; None takes 32 on a processor, elsewhere what the device has memory for,
+    or what an unfinished run or the index to append to had."""
     unit_rows: int | None = None
-    """Rows per unit, a multiple of `batch_size`; None takes about 1,024."""
+    """Rows per unit, a multiple of `batch_size`; None takes 1,024, or 4,096 of many rows."""
     dtype: str = "float32"
     device: str = ""
     """`cpu`, `cuda`, `cuda:1`; empty takes CUDA where there is one."""
@@ -81,7 +83,7 @@ class Options:
             raise IndexingError(
                 "--poolings must have mean among them: similar images and correlations rest on it."
             )
-        if self.unit_rows and self.unit_rows % self.batch_size:
+        if self.unit_rows and self.batch_size and self.unit_rows % self.batch_size:
             raise IndexingError(
                 f"--unit-rows ({self.unit_rows}) must be a multiple of "
                 f"--batch-size ({self.batch_size})."

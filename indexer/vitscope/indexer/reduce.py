@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,10 +13,12 @@ import numpy.typing as npt
 import torch
 
 from vitscope.indexer import host
+from vitscope.indexer.memory import enough_memory
 from vitscope.indexer.pooling import pool, round_to_half, saturated, to_half
-from vitscope.indexer.topk import Candidates, RunningTop
+from vitscope.indexer.topk import Candidates, RunningTop, Taken
 from vitscope.store.manifest import LayerRecord, Pooling
 
+_SPARE_BYTES = 1 << 30
 _SHARE = 64
 """Channels that a thread takes at least: starting one takes as long as reducing a few."""
 
@@ -29,14 +32,30 @@ class Reduced:
     """(P, C, U)."""
     prefix: npt.NDArray[np.float16]
     """Activations (U, P, C) of the prefix tokens; empty where they are not kept."""
-    candidates: Sequence[Candidates]
-    """By pooling."""
+    top: Taken
+    nbytes: int
+    """Memory that it takes besides that of the reduction."""
+    release: Callable[[], None]
+    """To be called when the maps of `top` are not needed any more."""
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of all of it."""
-        maps = sum(found.maps.nbytes for found in self.candidates)
-        return self.scores.nbytes + self.prefix.nbytes + maps
+    def candidates(self) -> Iterator[Candidates]:
+        """By pooling."""
+        return map(self.top.candidates, range(len(self.layer.poolings)))
+
+
+class Room:
+    """How much memory may be taken for a second copy of maps, by all layers together."""
+
+    def __init__(self, most: int = _SPARE_BYTES) -> None:
+        self._left = most
+
+    def take(self, size: int) -> bool:
+        """Whether there were `size` bytes left; they are taken then."""
+        if size > self._left:
+            return False
+        self._left -= size
+        return True
 
 
 class LayerReduction:
@@ -54,8 +73,12 @@ class LayerReduction:
         helpers: ThreadPoolExecutor | None = None,
         threads: int = 1,
         compiled: bool | None = None,
+        room: Room | None = None,
     ) -> None:
-        """`helpers` are threads that help this one, so that `threads` share a reduction."""
+        """`helpers` are threads that help this one, so that `threads` share a reduction.
+
+        In `room` the maps of the next unit lie, while those of the last are being written.
+        """
         tokens = layer.tokens
         on_cpu = torch.device(device).type == "cpu"
         self.layer = layer
@@ -64,6 +87,9 @@ class LayerReduction:
         self._parts = _parts(layer.channels, threads if helpers else 1)
         cells = tokens.height * tokens.width
         self._top = RunningTop(len(layer.poolings), layer.channels, layer.top_k, cells, device)
+        # A device's memory is dear; what is copied from there has to be on the host anyway.
+        self._room = room if on_cpu and room else Room(0)
+        self._spare: deque[torch.Tensor] = deque()
         self._sources = np.array([_source(layer, pooling) for pooling in layer.poolings], np.int64)
         self._scores = np.empty((0, layer.channels, 0), np.float16)
         self._prefix = np.empty((0, 0, layer.channels), np.float16)
@@ -108,12 +134,12 @@ class LayerReduction:
         tokens = self.layer.tokens
         wide = torch.stack([pool(activation, tokens, each) for each in self.layer.poolings])
         wide = wide.masked_fill(~valid[:, None], torch.nan)  # [P, B, C]
-        self.saturated += saturated(wide)
         rounded = round_to_half(wide)
         rows = torch.arange(row, row + len(activation), device=activation.device)
         self._top.update(rounded, rows, activation[:, len(tokens.prefix) :])
         scores = rounded.transpose(1, 2).cpu().numpy()
         self._scores[:, :, offset : offset + len(activation)] = scores
+        self.saturated += saturated(wide)
 
     def _update_compiled(
         self, activation: torch.Tensor, row: int, valid: torch.Tensor, offset: int
@@ -141,17 +167,31 @@ class LayerReduction:
         # Channels have nothing to do with each other: the bits do not depend on who takes which.
         first, *rest = self._parts
         others = [self._helpers.submit(reduce, *part) for part in rest if self._helpers]
-        self.saturated += reduce(*first)
-        self.saturated += sum(other.result() for other in others)
+        with enough_memory():
+            # Where it ends here, some channels have taken the batch in, and it cannot be again.
+            self.saturated += reduce(*first) + sum(other.result() for other in others)
 
     def take(self, rows: range) -> Reduced:
         """What the unit leaves; candidates are images of `rows` that may be among the best of all.
 
-        Nothing of it is touched again.
+        Nothing of it is touched again, until it is released.
         """
-        layer = self.layer
-        candidates = [self._top.candidates(number, rows) for number in range(len(layer.poolings))]
-        return Reduced(layer, self._scores, self._prefix, candidates)
+        given, spare = self._top.maps, self._spare_maps()
+        top = self._top.take(rows, spare)
+
+        def release() -> None:
+            if spare is not None:
+                self._spare.append(given)
+
+        arrays = [self._scores, self._prefix, top.keys, *([top.maps] if spare is None else ())]
+        nbytes = sum(array.nbytes for array in arrays)
+        return Reduced(self.layer, self._scores, self._prefix, top, nbytes, release)
+
+    def _spare_maps(self) -> torch.Tensor | None:
+        if self._spare:
+            return self._spare.popleft()
+        maps = self._top.maps
+        return torch.empty_like(maps) if self._room.take(maps.nbytes) else None
 
     def restore(self, pooling: Pooling, keys: npt.NDArray[np.void]) -> None:
         """Take in the candidates of an earlier unit, whose maps are on the disk."""

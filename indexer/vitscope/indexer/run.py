@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from vitscope.indexer.job import Job, prepare
 from vitscope.indexer.merge import merge
@@ -71,6 +72,7 @@ def run_units(
 ) -> int:
     """Do what is left of the units of a shard, and tell `stages`; gives how many it has."""
     plan = job.plan
+    options = replace(options, batch_size=plan.batch_size)
     units = shard.of(plan.units)
     finished, damaged = work.finished(units)
     for unit, why in damaged.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,8 @@ LAST_ROW = (1 << ROW_BITS) - 1
 NONE = -1
 """The key of what is in no ranking."""
 
+_BLOCK = 1 << 12
+"""Maps gathered together: 1.6 MB of a 14 x 14 grid, which the processor's cache holds."""
 _MAPS_AT_ONCE = 1 << 16
 """Maps copied together: at the beginning every image enters everywhere."""
 
@@ -29,8 +32,50 @@ class Candidates:
 
     keys: npt.NDArray[np.void]
     """(M,) of dtype `KEY`."""
+    places: npt.NDArray[np.int64]
+    """(M,): where the map of each is."""
+    kept: npt.NDArray[np.float16]
+    """Maps (…, H * W), in no order, with others among them."""
+
+    @property
+    def maps(self) -> npt.NDArray[np.float16]:
+        """All maps (M, H * W)."""
+        return self.kept[self.places]
+
+    def blocks(self) -> Iterator[npt.NDArray[np.float16]]:
+        """The same some at a time, each valid until the next: a copy of all would be large."""
+        maps = np.empty((_BLOCK, self.kept.shape[1]), np.float16)
+        for start in range(0, len(self.places), _BLOCK):
+            some = self.places[start : start + _BLOCK]
+            # All places exist: without this, NumPy copies once more to be able to take back.
+            yield np.take(self.kept, some, 0, maps[: len(some)], mode="clip")
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What a running top-K was at the end of a unit; unsorted, so that this costs little."""
+
+    keys: npt.NDArray[np.int64]
+    """(P, C, K)."""
+    places: npt.NDArray[np.int64]
+    """(P, C, K): where the map of each is."""
     maps: npt.NDArray[np.float16]
-    """(M, H * W)."""
+    """(…, H * W)."""
+    rows: range
+
+    def candidates(self, pooling: int) -> Candidates:
+        """What the top-K of the pooling of that number holds of `rows`."""
+        order = np.argsort(self.keys[pooling], 1)[:, ::-1]  # [C, K], best first
+        keys, places = (
+            np.take_along_axis(each[pooling], order, 1) for each in (self.keys, self.places)
+        )
+        mine = _of(self.rows, keys)
+        best = keys[mine]
+        found = np.empty(len(best), KEY)
+        found["channel"] = mine.nonzero()[0]
+        found["row"] = LAST_ROW - (best & LAST_ROW)
+        found["score"] = _scores(best)
+        return Candidates(found, places[mine], self.maps)
 
 
 def ranking_keys(scores: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -70,33 +115,37 @@ class RunningTop:
         if not len(changing):
             return
         merged = torch.cat([mine[changing], keys[changing]], 1)  # [M, K + B]
+        best = merged.topk(k, sorted=False)
         keep = torch.zeros_like(merged, dtype=torch.bool)
-        keep.scatter_(1, merged.topk(k, sorted=False).indices, True)
+        keep.scatter_(1, best.indices, True)
         # As many leave a channel as enter it, and both lists are in channel order: they pair up.
         leave = (~keep[:, :k]).nonzero()
         enter = keep[:, k:].nonzero()
         place, slot, image = changing[enter[:, 0]], leave[:, 1], enter[:, 1]
-        mine[place, slot] = keys[place, image]
+        # Maps first: where memory ends among them, the batch can be taken in anew.
         for start in range(0, len(place), _MAPS_AT_ONCE):
             some = slice(start, start + _MAPS_AT_ONCE)
             mapped = patches[image[some], :, place[some] % channels]
             maps[place[some], slot[some]] = to_half(mapped)
-        bars[changing] = mine[changing].amin(1)
+        mine[place, slot] = keys[place, image]
+        bars[changing] = best.values.amin(1)
 
-    def candidates(self, pooling: int, rows: range) -> Candidates:
-        """What the top-K of the pooling of that number holds of `rows`."""
-        best, slot = self.keys[pooling].sort(1, descending=True)
-        row = LAST_ROW - (best & LAST_ROW)
-        mine = ((best != NONE) & (row >= rows.start) & (row < rows.stop)).nonzero()
-        channel, rank = mine[:, 0], mine[:, 1]
-        keys = np.empty(len(mine), KEY)
-        keys["channel"] = channel.cpu().numpy()
-        keys["row"] = row[channel, rank].cpu().numpy()
-        keys["score"] = _scores(best[channel, rank]).cpu().numpy()
-        places = channel * self.keys.shape[2] + slot[channel, rank]
+    def take(self, rows: range, maps: torch.Tensor | None = None) -> Taken:
+        """What there is of `rows`.
+
+        With other `maps` for what comes, those there were are given away; without, they are copied.
+        """
+        keys = self.keys.cpu().numpy().copy()
+        places = np.arange(keys.size).reshape(keys.shape)
+        if maps is not None:
+            given, self.maps = self.maps, maps
+            return Taken(keys, places, given.flatten(0, 2).numpy(), rows)
+        mine = _of(rows, keys)
+        chosen = torch.from_numpy(places[mine]).to(self.maps.device)
+        places[mine] = np.arange(len(chosen))
         # Whole maps copied at once: general indexing goes element by element.
-        maps = self.maps[pooling].flatten(0, 1).index_select(0, places)
-        return Candidates(keys, maps.cpu().numpy())
+        kept = self.maps.flatten(0, 2).index_select(0, chosen)
+        return Taken(keys, places, kept.cpu().numpy(), rows)
 
     def restore(self, pooling: int, keys: npt.NDArray[np.void]) -> None:
         """Take in finished candidates (M,) of dtype `KEY`, so that only better ones are kept.
@@ -122,6 +171,13 @@ class RunningTop:
         self.bars[pooling] = mine.amin(1)
 
 
-def _scores(keys: torch.Tensor) -> torch.Tensor:
-    order = ((keys >> ROW_BITS) - (1 << 15)).short()
-    return (order ^ ((order >> 15) & 0x7FFF)).view(torch.float16)
+def _of(rows: range, keys: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Which keys are of images of `rows`."""
+    row = LAST_ROW - (keys & LAST_ROW)
+    mine: npt.NDArray[np.bool_] = (keys != NONE) & (row >= rows.start) & (row < rows.stop)
+    return mine
+
+
+def _scores(keys: npt.NDArray[np.int64]) -> npt.NDArray[np.float16]:
+    order = ((keys >> ROW_BITS) - (1 << 15)).astype(np.int16)
+    return (order ^ ((order >> 15) & 0x7FFF)).view(np.float16)

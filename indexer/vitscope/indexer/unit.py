@@ -8,16 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-import torch
-
 from vitscope.indexer.base import Base
 from vitscope.indexer.batches import Batch, Batches
-from vitscope.indexer.capture import capture
 from vitscope.indexer.decode import Decoder, Picture
 from vitscope.indexer.dense import DenseWriter
+from vitscope.indexer.forward import Forward
 from vitscope.indexer.job import Job
 from vitscope.indexer.plan import Unit
-from vitscope.indexer.reduce import LayerReduction
+from vitscope.indexer.reduce import LayerReduction, Room
 from vitscope.indexer.stages import Stages
 from vitscope.indexer.unitfiles import UnitFiles
 from vitscope.indexer.work import Work
@@ -42,8 +40,11 @@ class Worker:
         self._advance = advance
         self._decoder = Decoder(model.steps, plan.thumbnail_size)
         self._helpers = ThreadPoolExecutor(max(1, plan.threads - 1))
+        room = Room()
         self._reductions = [
-            LayerReduction(layer, job.device, helpers=self._helpers, threads=plan.threads)
+            LayerReduction(
+                layer, job.device, helpers=self._helpers, threads=plan.threads, room=room
+            )
             for layer in plan.layers
         ]
         self._dense = {
@@ -51,6 +52,7 @@ class Worker:
             for number, layer in enumerate(plan.layers)
             if layer.dense
         }
+        self._forward = Forward(job, self._reductions, self._dense, self.stages)
         self._batches = Batches(
             self._decode,
             plan.batch_size,
@@ -100,7 +102,7 @@ class Worker:
         self._batches.announce(rows)
         pictures = 0
         for batch in self._taken(rows):
-            self._forward(batch, batch.row - rows.start)
+            self._forward.run(batch, batch.row - rows.start)
             pictures += sum(len(picture.thumbnail) for picture in batch.pictures)
         return pictures
 
@@ -120,7 +122,7 @@ class Worker:
             records += self._job.base.records(carried)
             thumbnails += self._job.base.thumbnails(carried)
         for batch in self._taken(fresh):
-            self._forward(batch, batch.row - unit.start)
+            self._forward.run(batch, batch.row - unit.start)
             records += [
                 self._record(row, each) for row, each in enumerate(batch.pictures, batch.row)
             ]
@@ -159,25 +161,6 @@ class Worker:
         except OSError as error:
             return Picture(None, b"", "", f"the file cannot be read ({error.strerror})")
         return self._decoder(data)
-
-    def _forward(self, batch: Batch, offset: int) -> None:
-        model, device = self._job.model, self._job.device
-        valid = torch.tensor([not picture.reason for picture in batch.pictures], device=device)
-        spent = 0.0
-
-        def sink(number: int, activation: torch.Tensor) -> None:
-            nonlocal spent
-            start = time.perf_counter()
-            self._reductions[number].update(activation, batch.row, valid, offset)
-            if number in self._dense:
-                self._dense[number].add(activation, valid)
-            spent += time.perf_counter() - start
-
-        start = time.perf_counter()
-        with torch.inference_mode(), capture(model.module, self._job.layers, sink):
-            model.module(batch.pixels.to(device, model.dtype, non_blocking=True))
-        whole = time.perf_counter() - start
-        self.stages.add({"forward": whole - spent, "reduce": spent})
 
     def _record(self, row: int, picture: Picture) -> RowRecord:
         listed = self._job.source.rows[row - self._job.plan.base_rows]

@@ -36,6 +36,7 @@ class UnitFiles:
             values[layout.scores_name(pooling)] = scores
             values[layout.row_scores_name(pooling)] = np.ascontiguousarray(scores.T)
             self._sealed |= self._work.write_candidates(self._unit, layer, pooling, found)
+        reduced.release()
         if layer.dense_prefix:
             values[layout.PREFIX] = reduced.prefix
         for name, spec in unit_arrays(self._work.plan, layer).items():

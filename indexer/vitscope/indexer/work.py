@@ -31,7 +31,7 @@ from blake3 import blake3
 from vitscope.indexer.differences import differences
 from vitscope.indexer.errors import OutputError
 from vitscope.indexer.plan import Plan, Shard, Unit
-from vitscope.indexer.topk import Candidates
+from vitscope.indexer.topk import KEY, Candidates
 from vitscope.store import layout
 from vitscope.store.boxes import Box
 from vitscope.store.files import (
@@ -57,7 +57,6 @@ _SHARD_NAME = re.compile(r"(\d+)-of-(\d+)")
 _BEGINNING = "beginning"
 _ACTORS = "actors"
 _ACTORS_END_SECONDS = 30.0
-_BLOCK = 2 << 20
 _WORK_ENTRIES = {_PLAN, _STAGED, _SHARDS, _BEGINNING, _ACTORS, "units"}
 
 
@@ -276,11 +275,16 @@ class Work:
     ) -> dict[str, Seal]:
         """Store a unit's candidates of one layer and pooling; gives the seals of the files."""
         folder = self._folder(unit)
-        seals = {}
-        for part, values in (("keys", found.keys), ("maps", found.maps)):
-            name = f"{layer.name}.{pooling}.{part}.npy"
-            seals[f"units/{unit.name}/{name}"] = _write_npy(folder / name, values)
-        return seals
+        shape = len(found.keys), found.kept.shape[1]
+        keys, maps = (f"{layer.name}.{pooling}.{part}.npy" for part in ("keys", "maps"))
+        return {
+            f"units/{unit.name}/{keys}": _write_npy(
+                folder / keys, [found.keys], found.keys.shape, KEY
+            ),
+            f"units/{unit.name}/{maps}": _write_npy(
+                folder / maps, found.blocks(), shape, np.float16
+            ),
+        }
 
     def candidate_keys(
         self, unit: Unit, layer: LayerRecord, pooling: Pooling
@@ -411,19 +415,23 @@ class Work:
         return self.path / "units" / f"{unit.name}.json"
 
 
-def _write_npy(path: Path, values: npt.NDArray[Any]) -> Seal:
-    """Write an array as `np.save` does, and seal it on the way: nothing is read again."""
+def _write_npy(
+    path: Path, blocks: Iterable[npt.NDArray[Any]], shape: tuple[int, ...], dtype: npt.DTypeLike
+) -> Seal:
+    """Write an array block by block as `np.save` does, and seal it on the way."""
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(values))
-    body = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-    blocks = (body[at : at + _BLOCK] for at in range(0, len(body), _BLOCK))
+    described = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False}
+    np.lib.format.write_array_header_1_0(header, {**described, "shape": shape})
     digest = blake3()
     with path.open("wb") as file:
-        for block in (np.frombuffer(header.getvalue(), np.uint8), *blocks):
+        file.write(header.getvalue())
+        digest.update(header.getvalue())
+        for block in blocks:
+            data = block.reshape(-1).view(np.uint8).data
             start = file.tell()
-            file.write(block.data)
-            digest.update(block.data)
-            begin_writing_back(file.fileno(), start, block.nbytes)
+            file.write(data)
+            digest.update(data)
+            begin_writing_back(file.fileno(), start, len(data))
         file.flush()
         os.fsync(file.fileno())
         return Seal(file.tell(), digest.hexdigest(), "")

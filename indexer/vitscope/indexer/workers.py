@@ -13,6 +13,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.reduction import DupFd
@@ -20,6 +21,7 @@ from typing import Any, Protocol, TypeAlias, cast
 
 from vitscope.indexer.errors import IndexingError
 from vitscope.indexer.job import Job, prepare
+from vitscope.indexer.memory import enough_memory
 from vitscope.indexer.options import Options
 from vitscope.indexer.plan import Unit
 from vitscope.indexer.progress import Progress
@@ -48,12 +50,9 @@ def run_here(
     job: Job, work: Work, finished: Sequence[Unit], units: Sequence[Unit], progress: Progress
 ) -> Mapping[str, float]:
     """Index `units` in this process; gives the seconds of each stage."""
-    worker = Worker(job, work, progress.advance)
-    try:
+    with enough_memory(), closing(Worker(job, work, progress.advance)) as worker:
         worker.restore(finished)
         worker.run_all(units)
-    finally:
-        worker.close()
     return worker.stages.seconds
 
 
@@ -161,9 +160,10 @@ def serve(
             raise WorkerError(
                 "The pictures or the model changed while the run began; run the same command again."
             )
-        worker = Worker(job, Work(options.out, job.plan), connection.send)
-        worker.restore(finished)
-        worker.run_all(_units(connection))
+        with enough_memory():
+            worker = Worker(job, Work(options.out, job.plan), connection.send)
+            worker.restore(finished)
+            worker.run_all(_units(connection))
         connection.send(worker.stages.seconds)
     except EOFError:
         return

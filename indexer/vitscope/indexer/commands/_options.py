@@ -52,8 +52,18 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LAYERS",
         help="keep the activations of all prefix tokens of these layers, or of `all`",
     )
-    add("--batch-size", type=int, default=32, metavar="B", help="pictures a forward (default 32)")
-    add("--unit-rows", type=int, metavar="U", help="pictures a unit (default about 1024)")
+    add(
+        "--batch-size",
+        type=int,
+        metavar="B",
+        help="pictures a forward (default 32, on a GPU what it has memory for)",
+    )
+    add(
+        "--unit-rows",
+        type=int,
+        metavar="U",
+        help="pictures a unit (default 1024, or 4096 from 131,072 on)",
+    )
     add("--dtype", default="float32", help="float32 (default), bfloat16 or float16")
     add("--device", default="", help="cpu, cuda, cuda:1 (default: CUDA where there is one)")
     add("--workers", type=int, metavar="N", help="processes side by side (default 1)")
