@@ -55,6 +55,6 @@ def to_half(values: torch.Tensor) -> torch.Tensor:
     return values.float().clamp(-HALF_MAX, HALF_MAX).half()
 
 
-def saturated(wide: torch.Tensor) -> int:
-    """How many values lie beyond the range of float16."""
-    return int((wide.abs() > HALF_MAX).sum())
+def saturated(wide: torch.Tensor) -> torch.Tensor:
+    """How many values lie beyond the range of float16: () int64."""
+    return (wide.abs() > HALF_MAX).sum()

@@ -91,18 +91,25 @@ class LayerReduction:
         self._room = room if on_cpu and room else Room(0)
         self._spare: deque[torch.Tensor] = deque()
         self._sources = np.array([_source(layer, pooling) for pooling in layer.poolings], np.int64)
-        self._scores = np.empty((0, layer.channels, 0), np.float16)
-        self._prefix = np.empty((0, 0, layer.channels), np.float16)
-        self.saturated = 0
-        """Scores of the current unit that lie beyond the range of float16."""
+        self._device = device
+        self.start_unit(0)
 
     def start_unit(self, rows: int) -> None:
         """Make room for the scores of `rows` images; invalid ones stay NaN."""
         layer = self.layer
-        self._scores = np.full((len(layer.poolings), layer.channels, rows), np.nan, np.float16)
         kept = len(layer.tokens.prefix) if layer.dense_prefix else 0
-        self._prefix = np.full((rows, kept, layer.channels), np.nan, np.float16)
-        self.saturated = 0
+        # On the device, whole units: to fetch what a batch gave would keep it waiting.
+        self._scores = self._blank(len(layer.poolings), layer.channels, rows)
+        self._prefix = self._blank(rows, kept, layer.channels)
+        self._saturated = torch.zeros((), dtype=torch.int64, device=self._device)
+
+    def _blank(self, *shape: int) -> torch.Tensor:
+        return torch.full(shape, torch.nan, dtype=torch.float16, device=self._device)
+
+    @property
+    def saturated(self) -> int:
+        """Scores of the current unit that lie beyond the range of float16."""
+        return int(self._saturated)
 
     def carry(
         self,
@@ -111,9 +118,10 @@ class LayerReduction:
     ) -> None:
         """Take over scores (C, M) and prefix activations (M, P, C) of the first M images."""
         for pooling, some in scores.items():
-            self._scores[self.layer.poolings.index(pooling), :, : some.shape[1]] = some
+            number = self.layer.poolings.index(pooling)
+            self._scores[number, :, : some.shape[1]] = torch.from_numpy(some)
         if prefix is not None:
-            self._prefix[: len(prefix)] = prefix
+            self._prefix[: len(prefix)] = torch.from_numpy(prefix)
 
     def update(self, activation: torch.Tensor, row: int, valid: torch.Tensor, offset: int) -> None:
         """Take in activations (B, T, C) of images `row` and following, `offset` into the unit.
@@ -128,7 +136,7 @@ class LayerReduction:
         if self.layer.dense_prefix:
             halves = to_half(activation[:, : len(self.layer.tokens.prefix)])
             halves = halves.masked_fill(~valid[:, None, None], torch.nan)
-            self._prefix[offset : offset + len(activation)] = halves.cpu().numpy()
+            self._prefix[offset : offset + len(activation)] = halves
 
     def _update(self, activation: torch.Tensor, row: int, valid: torch.Tensor, offset: int) -> None:
         tokens = self.layer.tokens
@@ -137,9 +145,8 @@ class LayerReduction:
         rounded = round_to_half(wide)
         rows = torch.arange(row, row + len(activation), device=activation.device)
         self._top.update(rounded, rows, activation[:, len(tokens.prefix) :])
-        scores = rounded.transpose(1, 2).cpu().numpy()
-        self._scores[:, :, offset : offset + len(activation)] = scores
-        self.saturated += saturated(wide)
+        self._scores[:, :, offset : offset + len(activation)] = rounded.transpose(1, 2)
+        self._saturated += saturated(wide)
 
     def _update_compiled(
         self, activation: torch.Tensor, row: int, valid: torch.Tensor, offset: int
@@ -157,7 +164,7 @@ class LayerReduction:
                 stop,
                 row,
                 valid.numpy(),
-                self._scores.view(np.int16),
+                self._scores.view(torch.int16).numpy(),
                 offset,
                 keys,
                 bars,
@@ -169,7 +176,7 @@ class LayerReduction:
         others = [self._helpers.submit(reduce, *part) for part in rest if self._helpers]
         with enough_memory():
             # Where it ends here, some channels have taken the batch in, and it cannot be again.
-            self.saturated += reduce(*first) + sum(other.result() for other in others)
+            self._saturated += reduce(*first) + sum(other.result() for other in others)
 
     def take(self, rows: range) -> Reduced:
         """What the unit leaves; candidates are images of `rows` that may be among the best of all.
@@ -183,9 +190,10 @@ class LayerReduction:
             if spare is not None:
                 self._spare.append(given)
 
-        arrays = [self._scores, self._prefix, top.keys, *([top.maps] if spare is None else ())]
+        scores, prefix = self._scores.cpu().numpy(), self._prefix.cpu().numpy()
+        arrays = [scores, prefix, top.keys, *([top.maps] if spare is None else ())]
         nbytes = sum(array.nbytes for array in arrays)
-        return Reduced(self.layer, self._scores, self._prefix, top, nbytes, release)
+        return Reduced(self.layer, scores, prefix, top, nbytes, release)
 
     def _spare_maps(self) -> torch.Tensor | None:
         if self._spare:
