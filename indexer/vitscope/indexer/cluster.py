@@ -134,7 +134,8 @@ def _connected(address: str) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    # Ray raises plain exceptions too, as where a busy machine takes long to start its processes.
+    except Exception as error:
         raise _no_cluster(address) from error
     finally:
         # Ray would end the process in its own way.
@@ -159,6 +160,11 @@ def _require_reachable(address: str) -> None:
 
 
 def _no_cluster(address: str) -> IndexingError:
+    if address == "local":
+        return IndexingError(
+            "Ray cannot start a cluster on this machine; run the same command again, or give "
+            "--workers instead."
+        )
     return IndexingError(
         f"There is no Ray cluster at {address}; start one with `ray start --head` and give the "
         "HOST:PORT that it says, or give --ray local."
