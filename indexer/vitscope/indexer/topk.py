@@ -114,21 +114,20 @@ class RunningTop:
         changing = (keys > bars[:, None]).any(1).nonzero()[:, 0]
         if not len(changing):
             return
-        merged = torch.cat([mine[changing], keys[changing]], 1)  # [M, K + B]
-        best = merged.topk(k, sorted=False)
-        keep = torch.zeros_like(merged, dtype=torch.bool)
-        keep.scatter_(1, best.indices, True)
-        # As many leave a channel as enter it, and both lists are in channel order: they pair up.
-        leave = (~keep[:, :k]).nonzero()
-        enter = keep[:, k:].nonzero()
-        place, slot, image = changing[enter[:, 0]], leave[:, 1], enter[:, 1]
+        old, slots = mine[changing].sort(1)  # [M, K]
+        new, images = keys[changing].topk(min(k, keys.shape[1]))  # [M, N]
+        # The best of the batch drives out the least of those so far, the next the next.
+        pairs = new > old[:, : new.shape[1]]
+        kept = torch.cat([torch.maximum(new, old[:, : new.shape[1]]), old[:, new.shape[1] :]], 1)
+        number, rank = pairs.nonzero(as_tuple=True)
+        place, slot, image = changing[number], slots[number, rank], images[number, rank]
         # Maps first: where memory ends among them, the batch can be taken in anew.
         for start in range(0, len(place), _MAPS_AT_ONCE):
             some = slice(start, start + _MAPS_AT_ONCE)
             mapped = patches[image[some], :, place[some] % channels]
             maps[place[some], slot[some]] = to_half(mapped)
-        mine[place, slot] = keys[place, image]
-        bars[changing] = best.values.amin(1)
+        mine[place, slot] = new[number, rank]
+        bars[changing] = kept.amin(1)
 
     def take(self, rows: range, maps: torch.Tensor | None = None) -> Taken:
         """What there is of `rows`.
