@@ -64,3 +64,21 @@ def test_without_a_valid_image_there_are_no_statistics(tmp_path: Path) -> None:
     for values in (found.mean, found.variance, found.active, found.quantiles):
         assert len(values) == 11
         assert np.isnan(values).all()
+
+
+def test_a_score_that_is_no_number_leaves_nothing_known_of_its_channel(tmp_path: Path) -> None:
+    scores = np.arange(80, dtype=np.float16).reshape(8, 10)
+    scores[3, 4] = np.nan
+    write_scores(tmp_path, scores)
+    layer = replace(layer_records(10)[0], channels=8)
+    write_statistics(tmp_path, layer, "mean", np.arange(10))
+    found = read_statistics(tmp_path, "mean")
+    for values in (found.mean, found.variance, found.quantiles[:, 4]):
+        assert np.isnan(values).tolist() == [channel == 3 for channel in range(8)]
+
+
+@pytest.mark.parametrize("images", [*range(1, 300), 1_000, 12_345, 50_000, 1_281_167])
+def test_quantiles_are_numpys(images: int) -> None:
+    order = np.arange(images, dtype=np.float64)
+    expected = np.quantile(order, QUANTILES, method="inverted_cdf")
+    assert statistics._places(images) == expected.tolist()

@@ -6,7 +6,9 @@ All from the stored float16 scores of valid rows, accumulated in float64 in the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,15 @@ import numpy.typing as npt
 from vitscope.store import layout
 from vitscope.store.arrays import Array, leading_spec, line_spec, open_array, write_array
 from vitscope.store.manifest import QUANTILES, LayerRecord, Pooling
+from vitscope.store.ranking import scores_of, sortable
 
 Doubles = npt.NDArray[np.float64]
 Halves = npt.NDArray[np.float16]
 
-_ELEMENTS = 8 << 20
-"""Scores read at once; an eighth as many are widened at once."""
+_ELEMENTS = 32 << 20
+"""Scores read at once."""
+_ROWS = 4096
+"""Images widened at once."""
 _CHANNELS = 64
 _CHUNK_CHANNELS = 8
 
@@ -46,7 +51,10 @@ def write_statistics(
 ) -> None:
     """Compute and write the statistics of the scores in `group` over the valid `rows`."""
     scores = open_array(group / layout.scores_name(pooling))
-    parts = [_statistics(part) for part in _channel_groups(scores, rows)]
+    with ThreadPoolExecutor() as pool:
+        parts = [
+            part for groups in _channel_groups(scores) for part in pool.map(_of_rows(rows), groups)
+        ]
     for name in ("mean", "variance", "active"):
         values = np.concatenate([getattr(part, name) for part in parts])
         path = group / layout.statistic_name(name, pooling)
@@ -90,16 +98,15 @@ def write_correlation(
     write_array(group / layout.CORRELATION, correlation.astype(np.float32), spec)
 
 
-def _channel_groups(scores: Array, rows: npt.NDArray[np.int64]) -> Iterator[Doubles]:
-    """The scores (G, V) of a few channels at a time on the valid `rows` (V,), widened."""
+def _channel_groups(scores: Array) -> Iterator[list[Halves]]:
+    """The scores (C, N) some channels at a time, in groups (G, N) of a few."""
     channels, images = scores.shape
     chunks = _ELEMENTS // max(images, 1) // _CHUNK_CHANNELS
     step = min(max(chunks, 1) * _CHUNK_CHANNELS, _CHANNELS)
-    group = max(step // _CHUNK_CHANNELS, 1)
     for start in range(0, channels, step):
         read = scores.read(slice(start, min(start + step, channels)))
-        for first in range(0, len(read), group):
-            yield read[first : first + group, rows].astype(np.float64, order="C")
+        firsts = range(0, len(read), _CHUNK_CHANNELS)
+        yield [read[first : first + _CHUNK_CHANNELS] for first in firsts]
 
 
 def _units(scores: Array, unit_rows: int, valid: npt.NDArray[np.bool_]) -> Iterator[Doubles]:
@@ -109,22 +116,43 @@ def _units(scores: Array, unit_rows: int, valid: npt.NDArray[np.bool_]) -> Itera
         yield part[:, valid[start:stop]].astype(np.float64)
 
 
-def _statistics(scores: Doubles) -> ScoreStatistics:
+def _of_rows(rows: npt.NDArray[np.int64]) -> Callable[[Halves], ScoreStatistics]:
+    return lambda scores: _statistics(scores[:, rows])
+
+
+def _statistics(scores: Halves) -> ScoreStatistics:
     """Statistics of scores (G, V) of valid images; NaN where there are none."""
     channels, images = scores.shape
     if not images:
         nothing = np.full(channels, np.nan)
         empty = np.full((channels, len(QUANTILES)), np.nan, np.float16)
         return ScoreStatistics(nothing, nothing, nothing, empty)
-    quantiles = np.quantile(scores, QUANTILES, axis=1, method="inverted_cdf").T
-    active = (scores > 0).mean(1)
-    mean = _total(scores.copy()) / images
-    scores -= mean[:, None]
-    scores *= scores
-    return ScoreStatistics(mean, _total(scores) / images, active, quantiles.astype(np.float16))
+    # Sixteen bits are sorted by their digits, without comparing.
+    order = np.sort(sortable(scores), axis=1, kind="stable")
+    quantiles = scores_of(order[:, _places(images)])
+    # NaN comes first: where there is one, nothing is known.
+    quantiles[np.isnan(quantiles[:, 0])] = np.nan
+    mean = _total(scores, lambda wide: wide) / images
+    variance = _total(scores, lambda wide: np.square(wide - mean)) / images
+    return ScoreStatistics(mean, variance, (order > 0).mean(1), quantiles)
 
 
-def _total(values: Doubles) -> Doubles:
-    """Sums (G,) of `values` (G, V), which it overwrites."""
-    # One after the other: how NumPy's own sum pairs its terms depends on shape and layout.
-    return np.add.accumulate(values, axis=1, out=values)[:, -1].copy()
+def _places(images: int) -> list[int]:
+    """Which of so many sorted scores are the quantiles.
+
+    Each is the smallest that at least the level's share of images does not exceed ("inverted CDF",
+    Hyndman and Fan, "Sample quantiles in statistical packages", 1996).
+    """
+    return [max(0, math.ceil(round(level * images, 9)) - 1) for level in QUANTILES]
+
+
+def _total(scores: Halves, term: Callable[[Doubles], Doubles]) -> Doubles:
+    """Sums (G,) of the terms of scores (G, V), each added to those before it."""
+    total = np.zeros(len(scores))
+    for start in range(0, scores.shape[1], _ROWS):
+        terms = term(scores[:, start : start + _ROWS].T.astype(np.float64, order="C"))  # [R, G]
+        terms[0] += total
+        # Along the axis whose values lie next to each other, NumPy would add in pairs.
+        alone = terms.shape[1] == 1
+        total = np.add.accumulate(terms)[-1] if alone else np.add.reduce(terms, axis=0)
+    return total
