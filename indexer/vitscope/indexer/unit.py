@@ -13,7 +13,8 @@ import torch
 from vitscope.indexer.base import Base
 from vitscope.indexer.batches import Batch, Batches
 from vitscope.indexer.capture import capture
-from vitscope.indexer.decode import Decoder, Picture
+from vitscope.indexer.decode import Picture
+from vitscope.indexer.decoders import make_decoder
 from vitscope.indexer.dense import DenseWriter
 from vitscope.indexer.job import Job
 from vitscope.indexer.plan import Unit
@@ -40,7 +41,9 @@ class Worker:
         self._job = job
         self._work = work
         self._advance = advance
-        self._decoder = Decoder(model.steps, plan.thumbnail_size)
+        self._decoder = make_decoder(
+            plan.model.decoder, model.steps, plan.thumbnail_size, job.device
+        )
         self._helpers = ThreadPoolExecutor(max(1, plan.threads - 1))
         self._reductions = [
             LayerReduction(layer, job.device, helpers=self._helpers, threads=plan.threads)
