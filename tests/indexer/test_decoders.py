@@ -160,6 +160,15 @@ def test_jpegs_of_all_kinds_are_read_as_by_the_reference(name: str, kind: str) -
     assert off_by(expected, found).mean() < 1
 
 
+@pytest.mark.parametrize("kind", ["cmyk", "more behind"])
+def test_what_a_gpu_might_read_otherwise_is_read_by_the_reference(kind: str) -> None:
+    pytest.importorskip("torchcodec")
+    expected, found = both("torchcodec", KINDS[kind](photograph((420, 310))))
+    assert torch.equal(*pixels(expected, found))
+    usual = both("torchcodec", KINDS["rgb"](photograph((420, 310))))
+    assert not torch.equal(*pixels(*usual)), "nothing would be told apart"
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "1", "I;16"])
 def test_other_formats_are_read_by_the_reference(name: str, mode: str) -> None:
     if mode == "I;16":
