@@ -41,6 +41,7 @@ check: install
 bench: install
 	$(BIN)/python benchmarks/forward.py --json benchmarks/results/$(shell date +%F)-forward-$(shell uname -m).json
 	$(BIN)/python benchmarks/answers.py --json benchmarks/results/$(shell date +%F)-answers-$(shell uname -m).json
+	$(BIN)/python benchmarks/decoders.py --json benchmarks/results/$(shell date +%F)-decoders-$(shell uname -m).json
 	$(BIN)/python benchmarks/store.py --json benchmarks/results/$(shell date +%F)-store-$(shell uname -m).json
 
 protos: install

@@ -185,6 +185,7 @@ def assert_other_options_are_refused(same: Options) -> None:
         "--batch-size 1 (not 2);": replace(same, batch_size=2),
         "--unit-rows 4 (not 8);": replace(same, unit_rows=8),
         "--thumbnail-size 256 (not 0);": replace(same, thumbnail_size=0),
+        "--decoder pillow (not pillow-dct);": replace(same, decoder="pillow-dct"),
         "--threads 1 (not 2);": replace(same, threads=2),
     }.items():
         with pytest.raises(OutputError, match=rf"was made with {re.escape(said)}"):

@@ -7,7 +7,7 @@ import io
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ MAX_ASPECT = 100
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 _JPEG_QUALITY = 88
+
+Step: TypeAlias = Callable[[Any], Any]
+"""Of a timm evaluation transform."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +51,14 @@ class Picture:
 
 
 class Decoder:
-    """Pillow, then the steps of a timm evaluation transform."""
+    """Pillow, then the steps of a timm evaluation transform; safe to call from many threads.
 
-    name = "pillow"
+    The reference that the other decoders (`vitscope.indexer.decoders`) are held to.
+    """
 
-    def __init__(self, steps: Sequence[Callable[[Any], Any]], thumbnail_size: int) -> None:
+    name: ClassVar[str] = "pillow"
+
+    def __init__(self, steps: Sequence[Step], thumbnail_size: int) -> None:
         """Raises `ModelError` for a step of which it is not known where it moves pixels."""
         view.check_steps(steps)
         self._steps = steps
@@ -62,19 +68,32 @@ class Decoder:
         """Decode one file; bad bytes give a `reason`, never an exception."""
         digest = hashlib.sha256(data).hexdigest()
         try:
-            image = _open_rgb(data)
-            seen, shown, pixels = self._transform(image)
-            return Picture(pixels, self._thumbnail(seen), digest, "", image.size, shown)
+            # The orientation tag is not applied, as in timm's own evaluation.
+            with Image.open(io.BytesIO(data)) as image:
+                size = image.size
+                _check(size)
+                decoded, steps = self._decoded(image, data)
+            seen, shown, pixels = self._transform(decoded, size, steps)
+            return Picture(pixels, self._thumbnail(seen), digest, "", size, shown)
+        except torch.OutOfMemoryError:
+            # Of the device, not of the picture.
+            raise
         # Whatever a codec raises on bad bytes, the row stays and says why.
         except Exception as error:
             return Picture(None, b"", digest, _reason(data, error))
 
-    def _transform(self, image: Image.Image) -> tuple[Image.Image, Rectangle, torch.Tensor]:
-        """What the model sees, where that lies in `image`, and as the model's input."""
-        value: Any = image
-        seen = image
-        shown = (0.0, 0.0, float(image.width), float(image.height))
-        for step in self._steps:
+    def _decoded(self, image: Image.Image, data: bytes) -> tuple[Image.Image, Sequence[Step]]:
+        """What `image`, opened from `data`, shows in RGB at any size, and the steps left for it."""
+        return in_rgb(image), self._steps
+
+    def _transform(
+        self, decoded: Image.Image, size: view.Size, steps: Sequence[Step]
+    ) -> tuple[Image.Image, Rectangle, torch.Tensor]:
+        """What the model sees, where that lies in a source of `size`, and as the model's input."""
+        value: Any = decoded
+        seen = decoded
+        shown = (0.0, 0.0, float(size[0]), float(size[1]))
+        for step in steps:
             before = view.size_of(value)
             value = step(value)
             shown = view.after(step, shown, before, view.size_of(value))
@@ -94,14 +113,17 @@ class Decoder:
         return out.getvalue()
 
 
-def _open_rgb(data: bytes) -> Image.Image:
-    # The orientation tag is not applied, as in timm's own evaluation.
-    with Image.open(io.BytesIO(data)) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise Image.DecompressionBombError
-        if max(image.size) > MAX_ASPECT * min(image.size):
-            raise ValueError(f"{image.width} x {image.height} pixels is no shape of a picture")
-        return (_scaled(image) if image.mode.startswith("I") else image).convert("RGB")
+def _check(size: view.Size) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise Image.DecompressionBombError
+    if max(size) > MAX_ASPECT * min(size):
+        raise ValueError(f"{width} x {height} pixels is no shape of a picture")
+
+
+def in_rgb(image: Image.Image) -> Image.Image:
+    """Decode a picture that was opened, of whatever mode."""
+    return (_scaled(image) if image.mode.startswith("I") else image).convert("RGB")
 
 
 def _scaled(image: Image.Image) -> Image.Image:

@@ -64,9 +64,9 @@ FIELDS: Mapping[str, Field] = {
     "device": Field("--device"),
     "threads": Field("--threads", after=("device",)),
     "thumbnail_size": Field("--thumbnail-size"),
+    "model.decoder": Field("--decoder"),
     # What no option decides comes with the model or the libraries.
     "model.transform": Field("transform of the pictures", after=_SIZE),
-    "model.decoder": Field("decoder of the pictures"),
     "model.exif": Field("treatment of EXIF orientation"),
     "layers.name": Field("list of layers", after=_MODEL),
     "layers.depth": Field("order of layers", after=(*_MODEL, "layers.name")),

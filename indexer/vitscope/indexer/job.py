@@ -13,7 +13,6 @@ import torch
 from vitscope.indexer.allocation import keep_freed_memory
 from vitscope.indexer.base import Base
 from vitscope.indexer.cost import cost
-from vitscope.indexer.decode import Decoder
 from vitscope.indexer.errors import IndexingError, OutputError
 from vitscope.indexer.layers import CapturedLayer, LeftOut, find_layers
 from vitscope.indexer.memory import batch_for
@@ -123,7 +122,7 @@ def _plan(
         input_size=model.input_size,
         dtype=options.dtype,
         transform=tuple(str(step) for step in model.steps),
-        decoder=Decoder.name,
+        decoder=options.decoder,
         exif="ignored",
     )
     return Plan(

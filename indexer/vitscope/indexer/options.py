@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vitscope.indexer import decoders
 from vitscope.indexer.errors import IndexingError, OutputError
 from vitscope.indexer.grids import Size
 from vitscope.indexer.model import DTYPES, Weights
@@ -44,6 +45,8 @@ class Options:
     or what an unfinished run or the index to append to had."""
     unit_rows: int | None = None
     """Rows per unit, a multiple of `batch_size`; None takes 1,024, or 4,096 of many rows."""
+    decoder: str = "pillow"
+    """How pictures are read, one of `vitscope.indexer.decoders.NAMES`."""
     dtype: str = "float32"
     device: str = ""
     """`cpu`, `cuda`, `cuda:1`; empty takes CUDA where there is one."""
@@ -73,6 +76,7 @@ class Options:
             raise IndexingError("--thumbnail-size must be 0 or more pixels.")
         if self.dtype not in DTYPES:
             raise IndexingError(f"--dtype must be one of {', '.join(DTYPES)}.")
+        decoders.check(self.decoder)
         for name in self.poolings:
             if name not in POOLINGS:
                 raise IndexingError(

@@ -10,7 +10,8 @@ from functools import partial
 
 from vitscope.indexer.base import Base
 from vitscope.indexer.batches import Batch, Batches
-from vitscope.indexer.decode import Decoder, Picture
+from vitscope.indexer.decode import Picture
+from vitscope.indexer.decoders import make_decoder
 from vitscope.indexer.dense import DenseWriter
 from vitscope.indexer.forward import Forward
 from vitscope.indexer.job import Job
@@ -38,7 +39,9 @@ class Worker:
         self._job = job
         self._work = work
         self._advance = advance
-        self._decoder = Decoder(model.steps, plan.thumbnail_size)
+        self._decoder = make_decoder(
+            plan.model.decoder, model.steps, plan.thumbnail_size, job.device
+        )
         self._helpers = ThreadPoolExecutor(max(1, plan.threads - 1))
         room = Room()
         self._reductions = [

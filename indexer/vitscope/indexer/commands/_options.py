@@ -35,6 +35,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of pictures, tar shard or shards ('shard-{000..127}.tar'), "
         "Hugging Face data set on disk, CSV or Parquet list (docs/sources.md)",
     )
+    add(
+        "--decoder",
+        default="pillow",
+        metavar="NAME",
+        help="how pictures are read: pillow (default), pillow-dct or torchcodec (docs/decoding.md)",
+    )
     add("--split", metavar="NAME", help="which split of a Hugging Face data set")
     add("--boxes", type=Path, metavar="DIR", help="folder of XML boxes, as ImageNet has them")
     add("--limit", type=int, metavar="N", help="only the first N pictures")
@@ -103,6 +109,7 @@ def options_from(args: argparse.Namespace, out: Path, *, append: bool = False) -
         retain_prefix=_names(args.retain_prefix),
         batch_size=args.batch_size,
         unit_rows=args.unit_rows,
+        decoder=args.decoder,
         dtype=args.dtype,
         device=args.device,
         workers=args.workers,

@@ -58,7 +58,8 @@ def _as_text(generation: Generation) -> str:
     lines = [
         f"generation  {generation.name}",
         f"model       {model.name}, {model.weights_source} weights {model.weights_sha256[:16]}",
-        f"input       {height} x {width} pixels, {model.dtype}, batches of {manifest.batch_size}",
+        f"input       {height} x {width} pixels by {model.decoder}, {model.dtype}, "
+        f"batches of {manifest.batch_size}",
         f"units       {counted(manifest.unit_rows, 'image')}, {threads} fixed, "
         f"pictures of {counted(manifest.thumbnail_size, 'pixel')}",
         f"rows        {manifest.rows:,}, {manifest.valid_rows:,} of them valid",
