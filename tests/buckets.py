@@ -42,6 +42,9 @@ class BucketServer:
         names = ("master", "volume", "filer", "s3")
         options = [f"-{name}.port{kind}" for name in names for kind in ("", ".grpc")]
         command += [f"{option}={port}" for option, port in zip(options, ports, strict=True)]
+        # It puts them there whatever it is told, and a killed one leaves them.
+        sockets = zip(names, ports[1::2], strict=True)
+        self._sockets = [Path(f"/tmp/seaweedfs-{name}-grpc-{port}.sock") for name, port in sockets]
         self.errors = folder / "stderr"
         with self.errors.open("wb") as file:
             self._process = subprocess.Popen(command, stdout=file, stderr=file)
@@ -67,6 +70,8 @@ class BucketServer:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.wait()
+        for path in self._sockets:
+            path.unlink(missing_ok=True)
 
 
 def _free_ports(count: int) -> list[int]:

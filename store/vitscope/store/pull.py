@@ -61,10 +61,10 @@ def pull(url: str, index: Path, *, replace: bool = False) -> Pulled:
     """Publish in `index` what is published at `url` (s3://BUCKET/PREFIX); makes `index`.
 
     Raises `OtherGenerationError` where `index` has published what is not there, unless it is to
-    `replace` that; `DamagedIndexError` for an object that is not what was published,
-    `NotAnIndexError` where nothing is published there or `index` is something else,
-    `NotWrittenError` where the disk refuses, `BusyIndexError`, `NoLocksError`,
-    `UnfinishedIndexError`, `NotALocationError`, `RemoteError` and `NoAnswerError`.
+    `replace` that; another `RemoteError` where the bucket cannot be used, `DamagedIndexError` for
+    an object that is not what was published, `UnsupportedFormatError`, `NotAnIndexError` where
+    nothing is published there or `index` is something else, `NotWrittenError` where the disk
+    refuses, `BusyIndexError`, `NoLocksError` and `UnfinishedIndexError`.
     """
     remote = Remote(url)
     name, data = aside(remote.published())

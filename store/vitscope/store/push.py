@@ -43,8 +43,8 @@ def push(index: Path, url: str, *, replace: bool = False) -> Pushed:
 
     Raises `OtherGenerationError` where another is published there that `index` has not among its
     older ones, unless it is to `replace` that, and always where another came meanwhile;
-    `DamagedIndexError` for a file that is not what was published, `NotALocationError`,
-    `RemoteError`, `NoAnswerError`, and what `open_generation` raises.
+    another `RemoteError` where the bucket cannot be used, `DamagedIndexError` for a file that is
+    not what was published, and what `open_generation` raises.
     """
     remote = Remote(url)
     generation = open_generation(index)
@@ -115,7 +115,10 @@ class _Push:
 
     async def _bring_manifest(self) -> None:
         path = self._path(layout.MANIFEST)
-        data = await asyncio.to_thread((self.generation.path / layout.MANIFEST).read_bytes)
+        try:
+            data = await asyncio.to_thread((self.generation.path / layout.MANIFEST).read_bytes)
+        except OSError as error:
+            raise _damaged(layout.MANIFEST, error) from error
         parse_manifest(data, self.generation.name)
         record = FileRecord(len(data), digest_bytes(data))
         if not await self.remote.holds(path, record):

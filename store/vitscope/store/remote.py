@@ -37,28 +37,26 @@ _INSTANCE = "169.254.169.254"
 _UNKNOWN_KEYS = {"AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
 
 
-class NotALocationError(StoreError):
-    """The text is no place in a bucket."""
-
-    exit_code = 2
-
-
 class RemoteError(StoreError):
     """The object store does not take the request: no such bucket, or the credentials are wrong."""
 
     exit_code = 3
 
 
-class OtherGenerationError(StoreError):
-    """Another generation is published where this one was to be."""
+class NotALocationError(RemoteError):
+    """The text is no place in a bucket."""
 
-    exit_code = 3
+    exit_code = 2
 
 
-class NoAnswerError(StoreError):
+class NoAnswerError(RemoteError):
     """The object store could not be reached, or failed."""
 
     exit_code = 5
+
+
+class OtherGenerationError(RemoteError):
+    """Another generation is published where this one was to be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +97,7 @@ class Remote:
     async def pointer(self) -> Pointer | None:
         """The published generation; None where there is none.
 
-        Raises `RemoteError` or `NoAnswerError`, and `DamagedIndexError` where CURRENT is damaged.
+        Raises `RemoteError`, and `DamagedIndexError` where CURRENT is damaged.
         """
         try:
             with self._told(layout.CURRENT):
