@@ -66,6 +66,7 @@ def test_the_thin_client_queries_without_torch_faiss_and_zarr(
     ("arguments", "extra"),
     [
         (["info", "somewhere"], "store"),
+        (["push", "somewhere", "s3://bucket/x"], "s3"),
         (["serve", "somewhere"], "server"),
         (["index", "--model", "m", "--data", "d", "--out", "o"], "indexer"),
     ],

@@ -21,11 +21,11 @@ from vitscope.client.cli import main
 from vitscope.indexer.errors import OutputError
 from vitscope.indexer.job import Job
 from vitscope.indexer.plan import Unit
-from vitscope.indexer.progress import Progress
 from vitscope.indexer.run import index
 from vitscope.indexer.work import Work
 from vitscope.indexer.workers import run_here
 from vitscope.store.generation import open_generation
+from vitscope.store.progress import Progress
 from vitscope.store.verify import verify
 
 ROWS = 31

@@ -40,6 +40,7 @@ _EXTRA_OF = {
     "grpc_health": "server",
     "grpc_reflection": "server",
     "numba": "indexer",
+    "obstore": "s3",
     "safetensors": "indexer",
     "tensorstore": "store",
     "timm": "indexer",

@@ -26,11 +26,11 @@ from typing import Any
 from vitscope.indexer.errors import IndexingError
 from vitscope.indexer.options import Options
 from vitscope.indexer.plan import Plan, Unit
-from vitscope.indexer.progress import Progress
 from vitscope.indexer.stages import Stages
-from vitscope.indexer.stopping import check
 from vitscope.indexer.work import Work, rows_of
 from vitscope.indexer.workers import WorkerError, serve
+from vitscope.store.progress import Progress
+from vitscope.store.stopping import check
 
 try:
     import ray

@@ -16,7 +16,6 @@ import numpy as np
 
 from vitscope.indexer.errors import OutputError
 from vitscope.indexer.model import Weights, load_model
-from vitscope.indexer.progress import Progress
 from vitscope.indexer.refusals import telling
 from vitscope.indexer.scenes import SceneTruth, read_truth, write_scenes
 from vitscope.indexer.scenes.model import MODEL_NAME
@@ -26,6 +25,7 @@ from vitscope.store.arrays import open_array
 from vitscope.store.generation import Generation, open_generation
 from vitscope.store.geometry import box_share
 from vitscope.store.manifest import Pooling
+from vitscope.store.progress import Progress
 from vitscope.store.text import counted
 
 COUNT = 2_000

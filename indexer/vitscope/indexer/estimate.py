@@ -19,11 +19,11 @@ import torch
 from vitscope.indexer.cost import layer_cost
 from vitscope.indexer.job import Job, prepare
 from vitscope.indexer.options import Options
-from vitscope.indexer.progress import Progress
 from vitscope.indexer.refusals import telling
 from vitscope.indexer.unit import Worker
 from vitscope.indexer.work import Work
 from vitscope.store.manifest import LayerRecord
+from vitscope.store.progress import Progress
 
 _SECONDS = 10.0
 """How long the probe goes on taking batches."""

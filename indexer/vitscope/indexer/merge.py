@@ -9,11 +9,10 @@ from importlib.metadata import version
 import numpy as np
 import numpy.typing as npt
 
-from vitscope.indexer import stopping
 from vitscope.indexer.base import Base
 from vitscope.indexer.topk import KEY
 from vitscope.indexer.work import Work
-from vitscope.store import layout, neighbours
+from vitscope.store import layout, neighbours, stopping
 from vitscope.store.arrays import open_array, write_array
 from vitscope.store.manifest import LayerRecord, Manifest, Pooling
 from vitscope.store.publish import publish

@@ -11,7 +11,6 @@ from vitscope.indexer.job import Job, prepare
 from vitscope.indexer.merge import merge
 from vitscope.indexer.options import Options
 from vitscope.indexer.plan import WHOLE, Shard
-from vitscope.indexer.progress import Progress
 from vitscope.indexer.refusals import telling
 from vitscope.indexer.stage import stage
 from vitscope.indexer.stages import Stages
@@ -19,6 +18,7 @@ from vitscope.indexer.work import Work, check_output, left_over, rows_of, sweep
 from vitscope.indexer.workers import run_here, run_side_by_side
 from vitscope.store import neighbours
 from vitscope.store.lock import BusyIndexError, writing
+from vitscope.store.progress import Progress
 from vitscope.store.publish import complete_publication
 
 

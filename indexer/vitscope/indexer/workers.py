@@ -24,10 +24,10 @@ from vitscope.indexer.job import Job, prepare
 from vitscope.indexer.memory import enough_memory
 from vitscope.indexer.options import Options
 from vitscope.indexer.plan import Unit
-from vitscope.indexer.progress import Progress
 from vitscope.indexer.stages import Stages
 from vitscope.indexer.unit import Worker
 from vitscope.indexer.work import Work
+from vitscope.store.progress import Progress
 
 Channel: TypeAlias = "Connection[Any, Any]"
 

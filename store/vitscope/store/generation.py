@@ -28,7 +28,8 @@ from vitscope.store.seals import Checksums, Seal
 from vitscope.store.statistics import ScoreStatistics, read_statistics
 
 _NAME = re.compile(r"\d{6}-[0-9a-f]{16}", re.ASCII)
-_POINTER = re.compile(rb"(\d{6}-[0-9a-f]{16})\n")
+POINTER = re.compile(rb"(\d{6}-[0-9a-f]{16})\n")
+"""All that `CURRENT` holds: the name of a generation and a line feed."""
 _MEND = "restore it from a copy"
 
 
@@ -72,7 +73,7 @@ def current_name(index: Path) -> str:
         if generation_names(index / layout.GENERATIONS):
             raise DamagedIndexError(f"{layout.CURRENT} of the index {index} is missing; {_MEND}.")
         raise NotAnIndexError(f"{index} is not an index; `vitscope index` makes one.")
-    found = _POINTER.fullmatch(pointer.read_bytes()[:64])
+    found = POINTER.fullmatch(pointer.read_bytes()[:64])
     if not found:
         raise DamagedIndexError(f"{layout.CURRENT} of the index {index} is damaged; {_MEND}.")
     name = found[1].decode()
@@ -96,7 +97,7 @@ class Generation:
         """Its name, which every answer carries."""
         file = _open_manifest(path)
         weakref.finalize(self, file.close)
-        self.manifest = _parse_manifest(file.read(), path.name)
+        self.manifest = parse_manifest(file.read(), path.name)
         # A lost array must not read as a picture without boxes or view: the manifest knows.
         has_boxes = layout.BOX_EDGES in self.manifest.files
         has_views = layout.VIEWS in self.manifest.files
@@ -236,7 +237,8 @@ def _open_manifest(path: Path) -> BinaryIO:
     return file
 
 
-def _parse_manifest(data: bytes, generation: str) -> Manifest:
+def parse_manifest(data: bytes, generation: str) -> Manifest:
+    """The manifest of the generation called so; raises `DamagedIndexError` for another's."""
     if generation_name(int(generation[:6]), data) != generation:
         raise DamagedIndexError(
             f"{layout.MANIFEST} of generation {generation} is not what was published; {_MEND}."

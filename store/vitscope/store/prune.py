@@ -66,11 +66,7 @@ def _prune(index: Path, current: str, *, keep: int, dry_run: bool) -> Pruned:
     folder = index / layout.GENERATIONS
     with ExitStack() as stack:
         stack.enter_context(writing(index))
-        if (index / layout.WORK / "plan.json").exists():
-            raise UnfinishedIndexError(
-                f"{index} has an unfinished run that may build on an older generation; finish it "
-                f"with its own `vitscope index` command, or remove {index / layout.WORK}."
-            )
+        expect_finished(index)
         older = [name for name in generation_names(folder) if name < current]
         cut = max(0, len(older) - keep)
         free = [name for name in older[:cut] if stack.enter_context(_unread(folder / name))]
@@ -83,6 +79,15 @@ def _prune(index: Path, current: str, *, keep: int, dry_run: bool) -> Pruned:
                 _remove(folder / name)
     in_use = tuple(name for name in older[:cut] if name not in free)
     return Pruned(current, tuple(free), tuple(older[cut:]), in_use, freed)
+
+
+def expect_finished(index: Path) -> None:
+    """Raise `UnfinishedIndexError` where a run waits that may build on what is published."""
+    if (index / layout.WORK / "plan.json").exists():
+        raise UnfinishedIndexError(
+            f"{index} has an unfinished run that may build on an older generation; finish it "
+            f"with its own `vitscope index` command, or remove {index / layout.WORK}."
+        )
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,14 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Index, then say what was made and which pictures could not be read."""
-    from vitscope.indexer.stopping import Stopped, stoppable
+    from vitscope.store.stopping import resumable
 
-    try:
-        with stoppable():
-            return _index(args)
-    except Stopped as stop:
-        print("vitscope: Stopped; the same command goes on from here.", file=sys.stderr)
-        return stop.exit_status
+    return resumable(lambda: _index(args))
 
 
 def _index(args: argparse.Namespace) -> int:

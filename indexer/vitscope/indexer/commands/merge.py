@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
@@ -19,14 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Merge, then say what was published."""
+    from vitscope.store.stopping import resumable
+
+    return resumable(lambda: _merge(args.path))
+
+
+def _merge(index: Path) -> int:
     from vitscope.indexer.sharded import merge_shards
-    from vitscope.indexer.stopping import Stopped, stoppable
 
     start = time.monotonic()
-    try:
-        with stoppable():
-            tell(args.path, merge_shards(args.path), start)
-    except Stopped as stop:
-        print("vitscope: Stopped; the same command goes on from here.", file=sys.stderr)
-        return stop.exit_status
+    tell(index, merge_shards(index), start)
     return 0

@@ -75,8 +75,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _survey(names: Sequence[str], args: argparse.Namespace) -> Iterator[Surveyed]:
-    from vitscope.indexer.progress import Progress
     from vitscope.indexer.survey import survey
+    from vitscope.store.progress import Progress
 
     progress = Progress("models", len(names)) if args.markdown or args.probe else None
     largest = args.probe_up_to if args.probe else 0

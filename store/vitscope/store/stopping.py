@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _asked: list[int] = []
@@ -37,6 +38,16 @@ def stoppable() -> Iterator[None]:
         _asked.clear()
         for number, handler in ours.items():
             signal.signal(number, handler)
+
+
+def resumable(command: Callable[[], int]) -> int:
+    """The exit code of a command that goes on where it was when it is run again, or of a signal."""
+    try:
+        with stoppable():
+            return command()
+    except Stopped as stop:
+        print("vitscope: Stopped; the same command goes on from here.", file=sys.stderr)
+        return stop.exit_status
 
 
 def check() -> None:
