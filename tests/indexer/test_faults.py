@@ -95,7 +95,9 @@ class Record:
 def wrong_end(code: int, said: str, out: Path) -> str:
     """What is wrong with the end of a run that could not write; empty where nothing is."""
     lines = [
-        line for line in said.splitlines() if line and not line.startswith(("images: ", "Busy: "))
+        line
+        for line in said.splitlines()
+        if line and not line.startswith(("images: ", "Busy: ", "merged "))
     ]
     if "Traceback" in said:
         calls = [line.strip() for line in lines if "vitscope/" in line and "line " in line]

@@ -123,8 +123,10 @@ def test_whichever_file_grows_too_large_the_reason_is_named(folder: Path) -> Non
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, json.dumps(runs)], capture_output=True, text=True
     )
-    said = [each for each in done.stderr.splitlines() if not each.startswith("images: ")]
+    ours = ("vitscope: ", "exit code ")
+    said = [each for each in done.stderr.splitlines() if each.startswith(ours)]
     assert len(said) == 2 * len(limits), done.stderr
+    assert "Traceback" not in done.stderr
     for size, sentence, code in zip(limits, said[::2], said[1::2], strict=True):
         assert code == "exit code 3"
         assert sentence.startswith(f"vitscope: Writing to {folder / str(size)} failed (")

@@ -12,9 +12,10 @@ import numpy.typing as npt
 from vitscope.indexer.base import Base
 from vitscope.indexer.topk import KEY
 from vitscope.indexer.work import Work
-from vitscope.store import layout, neighbours, stopping
+from vitscope.store import layout, neighbours
 from vitscope.store.arrays import open_array, write_array
 from vitscope.store.manifest import LayerRecord, Manifest, Pooling
+from vitscope.store.progress import Progress
 from vitscope.store.publish import publish
 from vitscope.store.ranking import sortable
 from vitscope.store.rows import RowRecord, ThumbnailWriter, write_rows
@@ -33,15 +34,19 @@ def merge(work: Work, base: Base | None, taken_over: Mapping[str, Seal]) -> str:
     `taken_over` are the seals of the base's files that became part of the staged folder.
     """
     plan = work.plan
+    # Each layer counts twice, for its top images and for the rest.
+    progress = Progress("merged layers", 2 * len(plan.layers), unit=2)
     for layer in plan.layers:
-        stopping.check()
         for pooling in layer.poolings:
             _merge_top(work, base, layer, pooling)
+        progress.advance(1)
     valid = _merge_rows(work, base)
+    recall = {}
     for layer in plan.layers:
-        stopping.check()
         _add_statistics(work, layer, valid)
-    recall = {layer.name: _build_neighbours(work, layer, valid) for layer in plan.layers}
+        recall[layer.name] = _build_neighbours(work, layer, valid)
+        progress.advance(1)
+    progress.finish()
     before = base.generation.manifest.saturated if base else 0
     manifest = Manifest(
         model=plan.model,
