@@ -74,8 +74,7 @@ def _reduce_channels(
                     beyond += abs(wide[c]) > HALF_MAX
                     narrow[number, c] = _score(wide[c])
             rounded[:, :width, image] = narrow[:, :width]
-            within = keys[:, low:high], bars[:, low:high], maps[:, low:high]
-            _rank(narrow, row + image, patches, low, *within)
+            _rank(narrow[:, :width], row + image, patches, low, keys, bars, maps)
         scores[:, low:high, offset : offset + batch] = rounded[:, :width]
     return beyond
 
@@ -126,23 +125,24 @@ def _rank(
     bars: npt.NDArray[np.int64],
     maps: npt.NDArray[np.int16],
 ) -> None:
-    """Let an image enter where its scores (P, W) beat the bars (P, W), with its map.
+    """Let an image enter where its scores (P, W) beat the bars (P, C), with its map.
 
-    The W channels of `keys` (P, W, K) and `maps` (P, W, K, N) are those of patches (N, C) from
-    `low` on.
+    The W channels are those from `low` on, of patches (N, C), `keys` (P, C, K) and `maps` (P, C, K,
+    N). These come whole: the compiler does not see that parts of them are without gaps.
     """
     cells = len(patches)
     column = np.empty(cells, np.float32)
     patch_map = np.empty(cells, np.int16)
-    for c in range(bars.shape[1]):
+    for place in range(scores.shape[1]):
+        c = low + place
         converted = False
         for number in range(len(bars)):
-            key = _key(scores[number, c], row)
+            key = _key(scores[number, place], row)
             if key <= bars[number, c]:
                 continue
             if not converted:
                 # Gathered before it is converted, which goes eight at a time.
-                column[:] = patches[:, low + c]
+                column[:] = patches[:, c]
                 for cell in range(cells):
                     patch_map[cell] = _half(column[cell])
                 converted = True

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 from vitscope.indexer.stages import Stages
 
 _BYTES_WAITING = 256 << 20
+
+
+def give_way() -> None:
+    """Let this thread have what the model leaves of the processor, where threads can be told so."""
+    with suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 class Writing:
@@ -18,7 +27,7 @@ class Writing:
     """
 
     def __init__(self, stages: Stages, bytes_waiting: int = _BYTES_WAITING) -> None:
-        self._thread = ThreadPoolExecutor(1, "writing")
+        self._thread = ThreadPoolExecutor(1, "writing", give_way)
         self._stages = stages
         self._room = bytes_waiting
         self._waiting: deque[tuple[Future[None], int]] = deque()
