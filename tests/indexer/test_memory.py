@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runs import files_of, keeping, write_mixed
 
+from vitscope.indexer.dense import DenseWriter
 from vitscope.indexer.errors import ModelError
 from vitscope.indexer.job import Job, prepare
 from vitscope.indexer.memory import batch_for, largest_batch
@@ -51,11 +52,36 @@ def test_a_batch_that_does_not_fit_is_run_in_halves(
     name = index(run_of(pictures, tmp_path / "free", PICTURES))
     monkeypatch.setattr("vitscope.indexer.run.prepare", partial(prepared, number, FITS))
     limited = index(run_of(pictures, tmp_path / "limited", PICTURES))
-    assert "No memory for 40 images at once: 20 from here on." in capsys.readouterr().err
+    assert "No memory for 40 images at once: 20 from row 0 on." in capsys.readouterr().err
     mine, theirs = (
         files_of(tmp_path / each / "generations" / generation)
         for each, generation in (("limited", limited), ("free", name))
     )
+    assert mine == theirs
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_where_memory_ends_while_activations_are_kept(
+    pictures: Path, tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layer's scores have been taken in by then."""
+    name = index(run_of(pictures, tmp_path / "free", PICTURES))
+    original = DenseWriter.add
+    left = [after]
+
+    def add(self: DenseWriter, activation: torch.Tensor, valid: torch.Tensor) -> None:
+        left[0] -= 1
+        if left[0] == -1:
+            raise torch.OutOfMemoryError("no memory")
+        original(self, activation, valid)
+
+    monkeypatch.setattr(DenseWriter, "add", add)
+    limited = index(run_of(pictures, tmp_path / "limited", PICTURES))
+    mine, theirs = (
+        files_of(tmp_path / each / "generations" / generation)
+        for each, generation in (("limited", limited), ("free", name))
+    )
+    assert left[0] < -1
     assert mine == theirs
 
 

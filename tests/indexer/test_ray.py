@@ -16,6 +16,7 @@ from ray.cluster_utils import Cluster
 from runs import files_of, keeping, keeping_line, open_files, write_mixed
 
 from vitscope.client.cli import main
+from vitscope.indexer.cluster import Actor
 from vitscope.indexer.errors import OutputError
 from vitscope.indexer.job import prepare
 from vitscope.indexer.run import index
@@ -174,3 +175,14 @@ def begun(pictures: Path, out: Path) -> Work:
     work = Work(out, prepare(keeping(pictures, out)).plan)
     work.begin()
     return work
+
+
+def test_an_actor_that_cannot_begin_says_why(pictures: Path, tmp_path: Path) -> None:
+    """Whatever it is: the run would wait for it for ever."""
+    options = keeping(pictures, tmp_path / "index")
+    (tmp_path / "index" / "building").mkdir(parents=True)
+    (tmp_path / "index" / "building" / "actors").write_text("no folder")
+    plan = prepare(options).plan
+    actor = Actor("0-0", str(tmp_path), options, plan.to_json(), ())
+    (error,) = actor.hear()
+    assert isinstance(error, NotADirectoryError)

@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vitscope.indexer import reduce
 from vitscope.indexer.reduce import LayerReduction, Room
 from vitscope.indexer.topk import Candidates
 from vitscope.store.manifest import LayerRecord, TokenLayout
@@ -131,6 +132,43 @@ def test_activations_with_gaps_are_reduced_as_they_are() -> None:
         assert np.array_equal(found.keys, expected.keys)
         assert same(found.maps, expected.maps)
         assert np.abs(found.maps.astype(np.float64)).max() == 65504
+
+
+@pytest.mark.parametrize(
+    ("place", "compiled"),
+    [("to_half", True), ("to_half", False), ("saturated", False), ("round_to_half", False)],
+)
+def test_where_memory_ends_a_batch_is_taken_in_anew_in_halves(
+    monkeypatch: pytest.MonkeyPatch, place: str, compiled: bool
+) -> None:
+    """As if it never had ended: no image stands twice in a ranking, nothing is counted twice."""
+    tokens = TokenLayout.even(("cls", "reg"), 4, 3, (32, 24))
+    layer = LayerRecord("mlp", 0, 70, tokens, tokens.poolings, 5, False, True)
+    chance = torch.Generator().manual_seed(0)
+    first, second = 5e4 * torch.randn(2, 8, 14, 70, generator=chance)
+    valid = torch.ones(8, dtype=torch.bool)
+    mine, theirs = (LayerReduction(layer, "cpu", compiled=compiled) for _ in range(2))
+    for each in (mine, theirs):
+        each.start_unit(16)
+        each.update(first, 0, valid, 0)
+
+    def ended(*_: object) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(reduce, place, ended)
+        with pytest.raises(torch.OutOfMemoryError):
+            mine.update(second, 8, valid, 8)
+    for part in (slice(0, 4), slice(4, 8)):
+        mine.update(second[part], 8 + part.start, valid[part], 8 + part.start)
+    theirs.update(second, 8, valid, 8)
+    assert mine.saturated == theirs.saturated
+    taken = [each.take(range(16)) for each in (mine, theirs)]
+    assert same(taken[0].scores, taken[1].scores)
+    assert same(taken[0].prefix, taken[1].prefix)
+    for found, expected in zip(*(each.candidates for each in taken), strict=True):
+        assert np.array_equal(found.keys, expected.keys)
+        assert same(found.maps, expected.maps)
 
 
 def test_a_full_disk_for_compiled_code_does_not_end_a_run(tmp_path: Path) -> None:

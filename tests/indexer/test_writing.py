@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from contextlib import closing
+from functools import partial
 
 import pytest
 
@@ -48,6 +50,44 @@ def test_who_hands_over_waits_while_too_much_is_held() -> None:
 
 def hold(released: threading.Event) -> None:
     released.wait()
+
+
+def test_a_failure_is_told_without_waiting_for_what_goes_on() -> None:
+    def fail() -> None:
+        raise OSError(28, "No space left on device")
+
+    with closing(Writing(Stages())) as writing:
+        writing.check()
+        failed = writing.hand_over(fail, 1)
+        assert failed.exception(timeout=60)
+        with pytest.raises(OSError, match="No space left"):
+            writing.check()
+
+
+def test_several_threads_begin_nothing_after_a_failure() -> None:
+    """Nor does what waits for those before it, as a receipt does, end well."""
+    done: list[int] = []
+    released = threading.Event()
+
+    def fail() -> None:
+        released.wait()
+        raise OSError(28, "No space left on device")
+
+    def receipt(before: list[Future[None]]) -> None:
+        for each in before:
+            each.result()
+        done.append(0)
+
+    with closing(Writing(Stages(), threads=3)) as writing:
+        before = [writing.hand_over(work, 1) for work in (fail, noting(done, 1))]
+        last = writing.hand_over(partial(receipt, before), 1)
+        wait(before[1:], timeout=60)
+        released.set()
+        with pytest.raises(OSError, match="No space left"):
+            last.result(timeout=60)
+        with pytest.raises(OSError, match="No space left"):
+            writing.hand_over(noting(done, 2), 1)
+    assert done == [1]
 
 
 def test_nothing_is_done_after_a_failure() -> None:

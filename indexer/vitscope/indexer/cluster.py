@@ -28,7 +28,7 @@ from vitscope.indexer.options import Options
 from vitscope.indexer.plan import Plan, Unit
 from vitscope.indexer.stages import Stages
 from vitscope.indexer.work import Work, rows_of
-from vitscope.indexer.workers import WorkerError, serve
+from vitscope.indexer.workers import WorkerError, portable, serve
 from vitscope.store.progress import Progress
 from vitscope.store.stopping import check
 
@@ -86,8 +86,9 @@ class Actor:
                 # The first unit is given to who is there to do it.
                 self.send(None)
                 serve(options, 0, plan, finished, self)
-        except IndexingError as error:
-            self.send(error)
+        # Whatever it is: who hears nothing waits for ever.
+        except Exception as error:
+            self.send(portable(error))
 
 
 @dataclass
@@ -136,7 +137,7 @@ def _connected(address: str) -> Iterator[None]:
         )
     # Ray raises plain exceptions too, as where a busy machine takes long to start its processes.
     except Exception as error:
-        raise _no_cluster(address) from error
+        raise _not_joined(address, error) from error
     finally:
         # Ray would end the process in its own way.
         for number, handler in before.items():
@@ -160,14 +161,22 @@ def _require_reachable(address: str) -> None:
 
 
 def _no_cluster(address: str) -> IndexingError:
-    if address == "local":
-        return IndexingError(
-            "Ray cannot start a cluster on this machine; run the same command again, or give "
-            "--workers instead."
-        )
     return IndexingError(
         f"There is no Ray cluster at {address}; start one with `ray start --head` and give the "
         "HOST:PORT that it says, or give --ray local."
+    )
+
+
+def _not_joined(address: str, error: Exception) -> IndexingError:
+    why = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    if address == "local":
+        return IndexingError(
+            f"Ray cannot start a cluster on this machine ({why}); run the same command again, or "
+            "give --workers instead."
+        )
+    return IndexingError(
+        f"The Ray cluster at {address} cannot be joined ({why}); it needs the same versions of Ray "
+        "and Python on every node."
     )
 
 

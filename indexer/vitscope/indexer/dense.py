@@ -28,6 +28,10 @@ class DenseWriter:
         self._thread = ThreadPoolExecutor(1)
         self._written: Future[None] | None = None
 
+    def close(self) -> None:
+        """Stop after what is being written."""
+        self._thread.shutdown(cancel_futures=True)
+
     def start_unit(self, row: int) -> None:
         """The next image is `row`, the first of a shard."""
         self._start, self._filled = row, 0

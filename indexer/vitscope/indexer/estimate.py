@@ -8,7 +8,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,9 +19,11 @@ import torch
 from vitscope.indexer.cost import layer_cost
 from vitscope.indexer.job import Job, prepare
 from vitscope.indexer.options import Options
+from vitscope.indexer.reduce import SPARE_BYTES
 from vitscope.indexer.refusals import telling
 from vitscope.indexer.unit import Worker
 from vitscope.indexer.work import Work
+from vitscope.indexer.writing import BYTES_WAITING
 from vitscope.store.manifest import LayerRecord
 from vitscope.store.progress import Progress
 
@@ -84,7 +86,7 @@ def estimate(options: Options) -> Estimate:
         probed=probed,
         bytes_image=sum(_cost(layer)[0] for layer in kept) + pictures // probed,
         bytes_once=sum(_cost(layer)[1] for layer in kept),
-        memory=_peak_memory() + sum(_unit_bytes(layer, unit) for layer in kept),
+        memory=_peak_memory() + _held_bytes(kept, unit, on_cpu=job.device == "cpu"),
         device_memory=_device_memory(job.device),
         seconds=seconds,
         images_per_second=rows / seconds,
@@ -152,10 +154,16 @@ def _cost(layer: LayerRecord) -> tuple[int, int]:
     return cost.image + (cost.image_all if layer.dense else prefix), cost.once
 
 
-def _unit_bytes(layer: LayerRecord, rows: int) -> int:
-    """Scores of a unit in both directions, and two shards of dense activations, until written."""
-    scores = 4 * layer.channels * rows * len(layer.poolings)
-    return scores + 4 * min(rows, 64) * layer.channels * layer.tokens.tokens * layer.dense
+def _held_bytes(layers: Sequence[LayerRecord], rows: int, *, on_cpu: bool) -> int:
+    """Memory of units beside that of a probe: scores, what waits to be written, spare maps."""
+    scores = sum(2 * layer.channels * rows * len(layer.poolings) for layer in layers)
+    shard = min(rows, 64)
+    dense = sum(4 * shard * each.channels * each.tokens.tokens for each in layers if each.dense)
+    maps = sum(
+        2 * len(each.poolings) * each.channels * each.top_k * each.tokens.height * each.tokens.width
+        for each in layers
+    )
+    return scores + min(scores, BYTES_WAITING) + dense + min(maps, SPARE_BYTES) * on_cpu
 
 
 def _peak_memory() -> int:

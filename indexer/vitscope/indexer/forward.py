@@ -35,7 +35,8 @@ class Forward:
         self._dense = dense
         self._stages = stages
         self._most = job.plan.batch_size
-        self._reached = [0] * len(reductions)
+        self._reduced = [0] * len(reductions)
+        self._stored = [0] * len(reductions)
         """Images of the batch that a layer has taken in: not to be taken in again in halves."""
 
     def run(self, batch: Batch, offset: int) -> None:
@@ -46,14 +47,15 @@ class Forward:
         valid = torch.tensor(
             [not picture.reason for picture in batch.pictures], device=self._job.device
         )
-        self._reached = [0] * len(self._reductions)
+        self._reduced = [0] * len(self._reductions)
+        self._stored = [0] * len(self._reductions)
         start = 0
         while start < len(valid):
             part = slice(start, min(start + self._most, len(valid)))
             if self._fits(batch, valid, part, offset):
                 start = part.stop
             else:
-                self._halve(part.stop - part.start)
+                self._halve(part.stop - part.start, batch.row + part.start)
 
     def _fits(self, batch: Batch, valid: torch.Tensor, part: slice, offset: int) -> bool:
         """Run a part of a batch; gives whether there was memory for it."""
@@ -72,14 +74,13 @@ class Forward:
         def sink(number: int, activation: torch.Tensor) -> None:
             nonlocal spent
             start = time.perf_counter()
-            if self._reached[number] < part.stop:
-                first = part.start
-                self._reductions[number].update(
-                    activation, batch.row + first, valid[part], offset + first
-                )
-                if number in self._dense:
-                    self._dense[number].add(activation, valid[part])
-                self._reached[number] = part.stop
+            if self._reduced[number] < part.stop:
+                row, place = batch.row + part.start, offset + part.start
+                self._reductions[number].update(activation, row, valid[part], place)
+                self._reduced[number] = part.stop
+            if number in self._dense and self._stored[number] < part.stop:
+                self._dense[number].add(activation, valid[part])
+                self._stored[number] = part.stop
             spent += time.perf_counter() - start
 
         start = time.perf_counter()
@@ -88,7 +89,7 @@ class Forward:
         whole = time.perf_counter() - start
         self._stages.add({"forward": whole - spent, "reduce": spent})
 
-    def _halve(self, images: int) -> None:
+    def _halve(self, images: int, row: int) -> None:
         if images == 1:
             raise ModelError(
                 f"{self._job.model.name} does not fit in the memory of {self._job.device} with one "
@@ -98,6 +99,6 @@ class Forward:
             torch.cuda.empty_cache()
         self._most = images // 2
         print(
-            f"No memory for {counted(images, 'image')} at once: {self._most} from here on.",
+            f"No memory for {counted(images, 'image')} at once: {self._most} from row {row} on.",
             file=sys.stderr,
         )

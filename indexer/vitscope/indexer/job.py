@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -208,8 +207,9 @@ def _batch_size(
     if options.batch_size or before:
         return options.batch_size or int(before)
     found = batch_for(model, device, cost(layers, options.top_k).once)
+    rows = options.unit_rows or found
     # Units are of whole batches.
-    return math.gcd(found, options.unit_rows) if options.unit_rows else found
+    return max(size for size in range(1, found + 1) if rows % size == 0)
 
 
 def _threads(

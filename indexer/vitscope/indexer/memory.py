@@ -36,7 +36,7 @@ def enough_memory() -> Iterator[None]:
             raise
         raise IndexingError(
             "There is not enough memory; free some and run the same command again to go on, or "
-            "give a smaller --batch-size, --unit-rows or --top-k."
+            "begin anew with another --out and a smaller --batch-size, --unit-rows or --top-k."
         ) from error
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,9 @@ from vitscope.indexer.pooling import pool, round_to_half, saturated, to_half
 from vitscope.indexer.topk import Candidates, RunningTop, Taken
 from vitscope.store.manifest import LayerRecord, Pooling
 
-_SPARE_BYTES = 1 << 30
+SPARE_BYTES = 1 << 30
 _SHARE = 256
-"""Channels that a thread takes at a time: 200 KB of a 14 x 14 grid, which its cache holds."""
+"""Channels that a thread takes at a time at most; compiled code does not take more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Reduced:
 class Room:
     """How much memory may be taken for a second copy of maps, by all layers together."""
 
-    def __init__(self, most: int = _SPARE_BYTES) -> None:
+    def __init__(self, most: int = SPARE_BYTES) -> None:
         self._left = most
 
     def take(self, size: int) -> bool:
@@ -85,7 +85,7 @@ class LayerReduction:
         self._compiled = on_cpu if compiled is None else compiled
         self._helpers = helpers
         self._threads = threads
-        self._parts = _parts(layer.channels)
+        self._parts = _parts(layer.channels, threads if helpers else 1)
         cells = tokens.height * tokens.width
         self._top = RunningTop(len(layer.poolings), layer.channels, layer.top_k, cells, device)
         # A device's memory is dear; what is copied from there has to be on the host anyway.
@@ -128,16 +128,17 @@ class LayerReduction:
         """Take in activations (B, T, C) of images `row` and following, `offset` into the unit.
 
         Where `valid` (B,) is False there is no image; what the model made of the blank in its
-        place is left out.
+        place is left out. Where memory ends, the same images can be taken in anew, also in parts.
         """
-        if self._compiled:
-            self._update_compiled(activation, row, valid, offset)
-        else:
-            self._update(activation, row, valid, offset)
+        # All that takes memory comes before the top-K: what has entered must not enter again.
         if self.layer.dense_prefix:
             halves = to_half(activation[:, : len(self.layer.tokens.prefix)])
             halves = halves.masked_fill(~valid[:, None, None], torch.nan)
             self._prefix[offset : offset + len(activation)] = halves
+        if self._compiled:
+            self._update_compiled(activation, row, valid, offset)
+        else:
+            self._update(activation, row, valid, offset)
 
     def _update(self, activation: torch.Tensor, row: int, valid: torch.Tensor, offset: int) -> None:
         tokens = self.layer.tokens
@@ -145,9 +146,10 @@ class LayerReduction:
         wide = wide.masked_fill(~valid[:, None], torch.nan)  # [P, B, C]
         rounded = round_to_half(wide)
         rows = torch.arange(row, row + len(activation), device=activation.device)
-        self._top.update(rounded, rows, activation[:, len(tokens.prefix) :])
+        beyond = self._saturated + saturated(wide)
         self._scores[:, :, offset : offset + len(activation)] = rounded.transpose(1, 2)
-        self._saturated += saturated(wide)
+        self._top.update(rounded, rows, activation[:, len(tokens.prefix) :])
+        self._saturated = beyond
 
     def _update_compiled(
         self, activation: torch.Tensor, row: int, valid: torch.Tensor, offset: int
@@ -177,19 +179,15 @@ class LayerReduction:
         parts = deque(self._parts)
 
         def work() -> int:
-            beyond = 0
-            with suppress(IndexError):
-                while True:
-                    beyond += reduce(*parts.popleft())
-            return beyond
+            return sum(reduce(*part) for part in _left(parts))
 
-        helpers = range(min(self._threads, len(parts)) - 1) if self._helpers else ()
-        others = [self._helpers.submit(work) for _ in helpers if self._helpers]
+        helping = min(self._threads, len(parts)) - 1 if self._helpers else 0
+        others = [self._helpers.submit(work) for _ in range(helping) if self._helpers]
         with enough_memory():
             # Where it ends here, some channels have taken the batch in, and it cannot be again.
-            self._saturated += work() + sum(
-                other.result() for other in others if not other.cancel()
-            )
+            mine = work()
+            # Helpers that have not begun are not needed any more.
+            self._saturated += mine + sum(each.result() for each in others if not each.cancel())
 
     def take(self, rows: range) -> Reduced:
         """What the unit leaves; candidates are images of `rows` that may be among the best of all.
@@ -225,6 +223,18 @@ def _source(layer: LayerRecord, pooling: Pooling) -> int:
     return host.MEAN if pooling == "mean" else host.MAX
 
 
-def _parts(channels: int) -> list[tuple[int, int]]:
-    """Ranges of channels that a thread takes at a time, of whole cache lines of float32."""
-    return [(start, min(start + _SHARE, channels)) for start in range(0, channels, _SHARE)]
+def _parts(channels: int, threads: int) -> list[tuple[int, int]]:
+    """Ranges of channels, as many for each thread, of whole cache lines of float32."""
+    count = min(-(-channels // (_SHARE * threads)) * threads, -(-channels // 16))
+    ends = [channels * number // count // 16 * 16 for number in range(count)] + [channels]
+    return list(pairwise(ends))
+
+
+def _left(parts: deque[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """What nobody has taken yet."""
+    while True:
+        try:
+            part = parts.popleft()
+        except IndexError:
+            return
+        yield part

@@ -121,13 +121,14 @@ class RunningTop:
         kept = torch.cat([torch.maximum(new, old[:, : new.shape[1]]), old[:, new.shape[1] :]], 1)
         number, rank = pairs.nonzero(as_tuple=True)
         place, slot, image = changing[number], slots[number, rank], images[number, rank]
+        entering, least = new[number, rank], kept.amin(1)
         # Maps first: where memory ends among them, the batch can be taken in anew.
         for start in range(0, len(place), _MAPS_AT_ONCE):
             some = slice(start, start + _MAPS_AT_ONCE)
             mapped = patches[image[some], :, place[some] % channels]
             maps[place[some], slot[some]] = to_half(mapped)
-        mine[place, slot] = new[number, rank]
-        bars[changing] = kept.amin(1)
+        mine[place, slot] = entering
+        bars[changing] = least
 
     def take(self, rows: range, maps: torch.Tensor | None = None) -> Taken:
         """What there is of `rows`.

@@ -70,6 +70,8 @@ class Worker:
         """Stop its threads."""
         self._batches.close()
         self._writing.close()
+        for writer in self._dense.values():
+            writer.close()
         self._helpers.shutdown()
 
     def restore(self, finished: Sequence[Unit]) -> None:
@@ -125,6 +127,7 @@ class Worker:
             records += self._job.base.records(carried)
             thumbnails += self._job.base.thumbnails(carried)
         for batch in self._taken(fresh):
+            self._writing.check()
             self._forward.run(batch, batch.row - unit.start)
             records += [
                 self._record(row, each) for row, each in enumerate(batch.pictures, batch.row)
@@ -189,11 +192,13 @@ class Worker:
         dense = [done for writer in self._dense.values() if (done := writer.hand_over())]
         saturated = sum(reduction.saturated for reduction in self._reductions)
         with self.stages.at("held"):
+            before = []
             for reduction in self._reductions:
                 # The base's own images are candidates already.
                 reduced = reduction.take(self._fresh(unit))
-                self._writing.hand_over(partial(files.write_layer, reduced), reduced.nbytes)
-            finish = partial(files.finish, records, thumbnails, saturated, dense)
+                work = partial(files.write_layer, reduced)
+                before.append(self._writing.hand_over(work, reduced.nbytes))
+            finish = partial(files.finish, records, thumbnails, saturated, [*before, *dense])
             self._writing.hand_over(finish, sum(map(len, thumbnails)))
 
 

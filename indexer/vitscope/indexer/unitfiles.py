@@ -49,10 +49,13 @@ class UnitFiles:
         records: Sequence[RowRecord],
         thumbnails: Sequence[bytes],
         saturated: int,
-        dense: Sequence[Future[None]],
+        before: Sequence[Future[None]],
     ) -> None:
-        """Write the rest, once what threads of their own write is on the disk, and the receipt."""
-        for written in dense:
+        """Write the rest, once what other threads write `before` is on the disk, and the receipt.
+
+        Raises what they could not write.
+        """
+        for written in before:
             written.result()
         self._work.finish_unit(
             self._unit,

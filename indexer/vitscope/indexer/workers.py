@@ -160,15 +160,16 @@ def serve(
             raise WorkerError(
                 "The pictures or the model changed while the run began; run the same command again."
             )
-        with enough_memory():
-            worker = Worker(job, Work(options.out, job.plan), connection.send)
+        work = Work(options.out, job.plan)
+        # Closed, it certainly writes no more.
+        with enough_memory(), closing(Worker(job, work, connection.send)) as worker:
             worker.restore(finished)
             worker.run_all(_units(connection))
         connection.send(worker.stages.seconds)
     except EOFError:
         return
     except Exception as error:
-        connection.send(_portable(error))
+        connection.send(portable(error))
 
 
 def _units(connection: Parent) -> Iterator[Unit]:
@@ -178,7 +179,7 @@ def _units(connection: Parent) -> Iterator[Unit]:
         connection.send(None)
 
 
-def _portable(error: Exception) -> Exception:
+def portable(error: Exception) -> Exception:
     """The error as the parent can raise it: with its message and errno, without its cause."""
     if isinstance(error, OSError):
         return OSError(error.errno, error.strerror, error.filename)

@@ -19,6 +19,8 @@ from vitscope.store.manifest import LayerRecord, Pooling
 
 CURRENT = "CURRENT"
 GENERATIONS = "generations"
+PULLING = ".pull.partial"
+"""Folder beside the generations, of one that is being brought from elsewhere."""
 WORK = "building"
 LOCK = "lock"
 MANIFEST = "manifest.json"

@@ -125,7 +125,8 @@ def _remove(generation: Path) -> None:
 
 def _left_over(folder: Path) -> list[Path]:
     """What interrupted calls left in `folder`."""
-    return sorted(folder.glob(f".??????-????????????????{_REMOVED}"))
+    pulling = [path for path in [folder / layout.PULLING] if path.is_dir()]
+    return [*sorted(folder.glob(f".??????-????????????????{_REMOVED}")), *pulling]
 
 
 def _bytes_of(folders: Iterable[Path]) -> int:

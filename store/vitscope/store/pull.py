@@ -16,7 +16,7 @@ from typing import BinaryIO
 from blake3 import blake3
 
 from vitscope.store import layout
-from vitscope.store.errors import DamagedIndexError, NotAnIndexError, NotWrittenError
+from vitscope.store.errors import DamagedIndexError, NotAnIndexError, NotWrittenError, StoreError
 from vitscope.store.files import (
     PARTIAL,
     begin_writing_back,
@@ -39,7 +39,6 @@ from vitscope.store.prune import expect_finished
 from vitscope.store.remote import OtherGenerationError, Remote
 from vitscope.store.transfer import Tally, aside, each
 
-_FOLDER = f".pull{PARTIAL}"
 _MARKS = {layout.CURRENT, layout.GENERATIONS, layout.LOCK, layout.WORK}
 
 
@@ -115,8 +114,11 @@ def _pull(
     generations = index / layout.GENERATIONS
     generations.mkdir(exist_ok=True)
     if name not in generation_names(generations):
-        older = open_generation(index) if before else None
-        task = _Pull(remote, manifest, generations / _FOLDER, older, pulled)
+        older = None
+        # A damaged one only has nothing to share.
+        with suppress(StoreError):
+            older = open_generation(index) if before else None
+        task = _Pull(remote, manifest, generations / layout.PULLING, older, pulled)
         aside(task.run(), task.tally, "pulled")
         write_atomically(task.folder / layout.MANIFEST, data)
         task.folder.rename(generations / name)

@@ -7,6 +7,7 @@ All from the stored float16 scores of valid rows, accumulated in float64 in the 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,8 +25,10 @@ from vitscope.store.ranking import scores_of, sortable
 Doubles = npt.NDArray[np.float64]
 Halves = npt.NDArray[np.float16]
 
-_ELEMENTS = 32 << 20
-"""Scores read at once."""
+_ELEMENTS = 4 << 20
+"""Scores that a thread reads at once, at least those of a chunk's channels."""
+_AT_ONCE = 256 << 20
+"""Scores that all threads work at, with about 10 bytes each."""
 _ROWS = 4096
 """Images widened at once."""
 _CHANNELS = 64
@@ -51,10 +54,19 @@ def write_statistics(
 ) -> None:
     """Compute and write the statistics of the scores in `group` over the valid `rows`."""
     scores = open_array(group / layout.scores_name(pooling))
-    with ThreadPoolExecutor() as pool:
-        parts = [
-            part for groups in _channel_groups(scores) for part in pool.map(_of_rows(rows), groups)
-        ]
+    channels, images = scores.shape
+    chunks = _ELEMENTS // max(images, 1) // _CHUNK_CHANNELS
+    step = min(max(chunks, 1) * _CHUNK_CHANNELS, _CHANNELS)
+
+    def some(first: int) -> list[ScoreStatistics]:
+        read = scores.read(slice(first, min(first + step, channels)))
+        groups = range(0, len(read), _CHUNK_CHANNELS)
+        return [_statistics(read[at : at + _CHUNK_CHANNELS, rows]) for at in groups]
+
+    # Bounded by the memory that each thread takes.
+    threads = min(os.cpu_count() or 1, max(1, _AT_ONCE // (step * max(images, 1))))
+    with ThreadPoolExecutor(threads) as pool:
+        parts = [part for parts in pool.map(some, range(0, channels, step)) for part in parts]
     for name in ("mean", "variance", "active"):
         values = np.concatenate([getattr(part, name) for part in parts])
         path = group / layout.statistic_name(name, pooling)
@@ -98,26 +110,11 @@ def write_correlation(
     write_array(group / layout.CORRELATION, correlation.astype(np.float32), spec)
 
 
-def _channel_groups(scores: Array) -> Iterator[list[Halves]]:
-    """The scores (C, N) some channels at a time, in groups (G, N) of a few."""
-    channels, images = scores.shape
-    chunks = _ELEMENTS // max(images, 1) // _CHUNK_CHANNELS
-    step = min(max(chunks, 1) * _CHUNK_CHANNELS, _CHANNELS)
-    for start in range(0, channels, step):
-        read = scores.read(slice(start, min(start + step, channels)))
-        firsts = range(0, len(read), _CHUNK_CHANNELS)
-        yield [read[first : first + _CHUNK_CHANNELS] for first in firsts]
-
-
 def _units(scores: Array, unit_rows: int, valid: npt.NDArray[np.bool_]) -> Iterator[Doubles]:
     for start in range(0, len(valid), unit_rows):
         stop = min(start + unit_rows, len(valid))
         part = scores.read(slice(None), slice(start, stop))
         yield part[:, valid[start:stop]].astype(np.float64)
-
-
-def _of_rows(rows: npt.NDArray[np.int64]) -> Callable[[Halves], ScoreStatistics]:
-    return lambda scores: _statistics(scores[:, rows])
 
 
 def _statistics(scores: Halves) -> ScoreStatistics:

@@ -41,6 +41,12 @@ def _pull(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"url": args.url, **asdict(done), "seconds": seconds}))
         return 0
+    if not done.received and not done.linked:
+        print(
+            f"{args.path} publishes {done.generation} already, and was not read; "
+            "`vitscope verify --deep` does."
+        )
+        return 0
     linked = f", {counted(done.linked, 'file')} shared with the one before" if done.linked else ""
     print(
         f"Published {done.generation} in {args.path}: {counted(done.files, 'file')}, "
