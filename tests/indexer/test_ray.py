@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from ray.cluster_utils import Cluster
@@ -88,22 +87,18 @@ def parent(process: int) -> int:
     return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def raylets(node: Any) -> list[int]:
-    """The process of a node that starts workers."""
-    return [each.process.pid for each in node.all_processes["raylet"]]
-
-
 def test_a_killed_node_changes_nothing(
     pictures: Path, whole: dict[str, bytes], tmp_path: Path, cluster: Cluster
 ) -> None:
     out = tmp_path / "index"
     run = started(pictures, out, cluster)
     actor = at_work(out, run)
+    # What starts and ends all workers of a node.
     raylet = parent(actor)
     # So that it has units in hand when it goes with its node.
     os.kill(actor, signal.SIGSTOP)
-    (node,) = [each for each in cluster.worker_nodes if raylet in raylets(each)]
-    cluster.remove_node(node, allow_graceful=False)
+    for process in (raylet, actor):
+        os.kill(process, signal.SIGKILL)
     said, errors = run.communicate(timeout=240)
     assert run.returncode == 0, errors
     assert "a worker was lost" in errors

@@ -280,6 +280,10 @@ class Crew:
             ) from error
         ray.kill(hired.handle)
         self._dying.append(hired)
+        print(
+            f"Worker {hired.name} was lost; its units wait until it has certainly ended.",
+            file=sys.stderr,
+        )
 
     def _bury(self) -> None:
         """Take back the units of lost actors that certainly write no more."""
