@@ -1,14 +1,15 @@
 """What an index costs over the bare forward, and how near it comes to its slower stage.
 
-    python benchmarks/forward.py [--quick] [--json FILE] [--device DEVICE] [--model NAME …]
+    python benchmarks/forward.py [--pictures N] [--json FILE] [--device DEVICE] [--model NAME …]
 
 Retention `top`, K = 100, all layers, three poolings where there is a class token. In turns, the
 bare model goes through decoded batches, and units of the same are indexed, everything but decoding
 counted: capture, reduction, writing, receipts. First of new pictures, many of which enter the best
-of some channel, then with bars that none can beat, as late in a large data set: of N pictures,
-about K (1 + ln(N / K)) are ever among a channel's best K. Last, pictures are decoded, run, and both
-together indexed. On a processor decoding and the model share the cores, and whoever does both
-cannot be faster than 1 / (1 / one + 1 / other); a GPU leaves decoding a machine of its own.
+of some channel: of N pictures, about K (1 + ln(N / K)) are ever among a channel's best K, so that
+they cost the more of the time the fewer there are. Then a quarter of them with bars that none can
+beat, as late in a large data set. Last, all are indexed from files, where decoding, measured alone
+before, comes in. On a processor decoding and the model share the cores, and whoever does both needs
+at least the sum of both times; a GPU leaves decoding a machine of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,13 +30,19 @@ from vitscope.indexer.batches import Batch, Batches
 from vitscope.indexer.job import Job, prepare
 from vitscope.indexer.model import Weights
 from vitscope.indexer.options import Options
+from vitscope.indexer.plan import Unit
 from vitscope.indexer.scenes import write_scenes
 from vitscope.indexer.stage import stage
 from vitscope.indexer.topk import NONE
 from vitscope.indexer.unit import Worker
 from vitscope.indexer.work import Work
 
-MODELS = ("vit_tiny_patch16_224", "vit_small_patch32_224", "swin_tiny_patch4_window7_224")
+MODELS = {
+    "vit_tiny_patch16_224": 16_384,
+    "vit_small_patch32_224": 16_384,
+    "swin_tiny_patch4_window7_224": 4_096,
+}
+"""And the pictures that each is given: a forward of Swin takes four times as long."""
 PACKAGES = ("vitscope", "torch", "timm", "numpy", "numba", "tensorstore", "pillow")
 BATCH = 32
 
@@ -43,22 +50,22 @@ BATCH = 32
 def main() -> int:
     """Run every model, print a table, write the result file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--quick", action="store_true", help="1,024 pictures instead of 4,096")
+    parser.add_argument("--pictures", type=int, help="so many for every model")
     parser.add_argument("--json", type=Path, help="where to write the results")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--model", action="append", help="another model than the three")
     args = parser.parse_args()
+    command = f"python benchmarks/forward.py --device {args.device}"
+    command += f" --pictures {args.pictures}" if args.pictures else ""
+    command += "".join(f" --model {name}" for name in args.model or ())
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as folder:
-        write_scenes(Path(folder) / "scenes", 1_024 if args.quick else 4_096)
-        for name in args.model or MODELS:
+    for name in args.model or MODELS:
+        with tempfile.TemporaryDirectory() as folder:
+            write_scenes(Path(folder) / "scenes", args.pictures or MODELS.get(name, 4_096))
             rows += model_rows(name, Path(folder), args.device)
-            show(rows[-3:])
-    if args.json:
-        quick = " --quick" if args.quick else ""
-        more = "".join(f" --model {name}" for name in args.model or ())
-        command = f"python benchmarks/forward.py{quick} --device {args.device}{more}"
-        write(args.json, command, rows, PACKAGES)
+        show(rows[-3:])
+        if args.json:
+            write(args.json, command, rows, PACKAGES)
     return 0
 
 
@@ -79,31 +86,36 @@ def model_rows(name: str, folder: Path, device: str) -> list[Row]:
         worker.rehearse(range(BATCH))
     decoding = sum(taken for _, taken in decoded(job, folder)) * 1e3
     held = Held(replace(batch, pixels=batch.pixels.clone()) for batch, _ in decoded(job, folder))
-    rows = []
-    forwards = [forward(job, held.batches)]
-    for what, barred in (("new pictures", False), ("none of which enters", True)):
+    units = job.plan.units
+    rows, alone = [], 0.0
+    for what, some in (("new pictures", units), ("none of which enters", units[: len(units) // 4])):
+        count = some[-1].stop
+        batches = held.batches[: count // BATCH]
+        before = forward(job, batches)
         with working(job, folder) as worker:
             worker.replace_batches(held)
-            if barred:
+            if some != units:
                 worker.bar()
-            taken = indexing(worker)
-        forwards.append(forward(job, held.batches))
-        samples = {"bare forward": [sum(forwards[-2:]) / 2], "index": [taken]}
-        count = f"{name}, {job.plan.rows:,} pictures decoded before, {what}"
-        shares = worker.stages.shares()
-        rows.append(compared(count, samples, "bare forward", stages=shares))
-    del held.batches[:]
+            taken = indexing(worker, some)
+        mean = (before + forward(job, batches)) / 2
+        alone = alone or mean
+        row = compared(
+            f"{name}, {count:,} pictures decoded before, {what}",
+            {"bare forward": [mean], "index": [taken]},
+            "bare forward",
+            stages=worker.stages.shares(),
+        )
+        rows.append(row)
+    del batches, held.batches[:]
     with working(job, folder) as worker:
-        taken = indexing(worker)
-    samples = {"forward alone": [forwards[-1]], "decoding alone": [decoding], "index": [taken]}
-    slower = max(decoding, forwards[-1])
+        taken = indexing(worker, units)
     row = compared(
         f"{name}, {job.plan.rows:,} pictures from files",
-        samples,
+        {"forward alone": [alone], "decoding alone": [decoding], "index": [taken]},
         "forward alone",
         images_per_second=job.plan.rows / taken * 1e3,
-        of_the_slower_stage=slower / taken,
-        of_both_on_the_same_cores=(decoding + forwards[-1]) / taken,
+        of_the_slower_stage=max(decoding, alone) / taken,
+        of_both_on_the_same_cores=(decoding + alone) / taken,
         stages=worker.stages.shares(),
     )
     return [*rows, row]
@@ -147,10 +159,10 @@ def forward(job: Job, batches: Iterable[Batch]) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def indexing(worker: Worker) -> float:
-    """Milliseconds of all units, to the last receipt."""
+def indexing(worker: Worker, units: Sequence[Unit]) -> float:
+    """Milliseconds of units, to the last receipt."""
     start = time.perf_counter()
-    worker.run_all(worker._job.plan.units)
+    worker.run_all(units)
     return (time.perf_counter() - start) * 1e3
 
 

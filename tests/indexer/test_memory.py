@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import files_of, keeping, write_mixed
+from runs import files_of, keeping
 
 from vitscope.indexer.dense import DenseWriter
 from vitscope.indexer.errors import ModelError
@@ -22,21 +22,14 @@ from vitscope.indexer.model import Weights, load_model
 from vitscope.indexer.options import Options
 from vitscope.indexer.run import index
 
-PICTURES = 40
+ROWS = 40
 FITS = 12
 """Images that there is memory for in the last of the layers."""
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    write_mixed(folder, PICTURES)
-    return folder
-
-
 def run_of(pictures: Path, out: Path, batch_size: int) -> Options:
     return replace(
-        keeping(pictures, out), retain_all=("all",), batch_size=batch_size, unit_rows=PICTURES
+        keeping(pictures, out), retain_all=("all",), batch_size=batch_size, unit_rows=ROWS
     )
 
 
@@ -49,9 +42,9 @@ def test_a_batch_that_does_not_fit_is_run_in_halves(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Also where memory ends in the middle: some layers have taken the batch in by then."""
-    name = index(run_of(pictures, tmp_path / "free", PICTURES))
+    name = index(run_of(pictures, tmp_path / "free", ROWS))
     monkeypatch.setattr("vitscope.indexer.run.prepare", partial(prepared, number, FITS))
-    limited = index(run_of(pictures, tmp_path / "limited", PICTURES))
+    limited = index(run_of(pictures, tmp_path / "limited", ROWS))
     assert "No memory for 40 images at once: 20 from row 0 on." in capsys.readouterr().err
     mine, theirs = (
         files_of(tmp_path / each / "generations" / generation)
@@ -65,7 +58,7 @@ def test_where_memory_ends_while_activations_are_kept(
     pictures: Path, tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The layer's scores have been taken in by then."""
-    name = index(run_of(pictures, tmp_path / "free", PICTURES))
+    name = index(run_of(pictures, tmp_path / "free", ROWS))
     original = DenseWriter.add
     left = [after]
 
@@ -76,7 +69,7 @@ def test_where_memory_ends_while_activations_are_kept(
         original(self, activation, valid)
 
     monkeypatch.setattr(DenseWriter, "add", add)
-    limited = index(run_of(pictures, tmp_path / "limited", PICTURES))
+    limited = index(run_of(pictures, tmp_path / "limited", ROWS))
     mine, theirs = (
         files_of(tmp_path / each / "generations" / generation)
         for each, generation in (("limited", limited), ("free", name))

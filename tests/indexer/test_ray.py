@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from ray.cluster_utils import Cluster
-from runs import files_of, keeping, keeping_line, open_files, write_mixed
+from runs import files_of, keeping, keeping_line, open_files
 
 from vitscope.client.cli import main
 from vitscope.indexer.cluster import Actor
@@ -23,21 +23,6 @@ from vitscope.indexer.work import Work
 
 ROWS = 121
 NODES = 3
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    write_mixed(folder, ROWS)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The files of an undisturbed run by one process."""
-    out = tmp_path_factory.mktemp("whole") / "index"
-    index(keeping(pictures, out))
-    return files_of(out)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from runs import files_of, keeping, keeping_line, open_files, write_mixed
+from runs import files_of, keeping, keeping_line, open_files
 
 from vitscope.client.cli import main
 from vitscope.indexer.errors import OutputError
@@ -23,21 +23,6 @@ from vitscope.store.lock import BusyIndexError, holding, writing, writing_togeth
 
 ROWS = 31
 """Eight units of four: three shards have three, three and two."""
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    write_mixed(folder, ROWS)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The files of an undisturbed run by one process."""
-    out = tmp_path_factory.mktemp("whole") / "index"
-    index(keeping(pictures, out))
-    return files_of(out)
 
 
 def test_shards_at_the_same_time_and_a_merge_give_the_same_bytes(

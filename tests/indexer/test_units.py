@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import files_of, keeping, keeping_line, open_files, write_mixed
+from runs import files_of, keeping, keeping_line, open_files
 
 from vitscope.client.cli import main
 from vitscope.indexer.errors import OutputError
@@ -29,21 +29,6 @@ from vitscope.store.progress import Progress
 from vitscope.store.verify import verify
 
 ROWS = 31
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    write_mixed(folder, ROWS)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The files of an undisturbed run by one process."""
-    out = tmp_path_factory.mktemp("whole") / "index"
-    index(keeping(pictures, out))
-    return files_of(out)
 
 
 @pytest.mark.parametrize("workers", [2, 3])

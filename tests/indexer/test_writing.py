@@ -16,7 +16,7 @@ from vitscope.indexer.writing import Writing
 
 def test_work_is_done_in_order_and_to_the_end() -> None:
     done: list[int] = []
-    with closing(Writing(Stages())) as writing:
+    with closing(Writing(Stages(), threads=1)) as writing:
         for number in range(50):
             writing.hand_over(noting(done, number), 1)
         writing.finish()
@@ -31,7 +31,7 @@ def test_who_hands_over_waits_while_too_much_is_held() -> None:
     done: list[int] = []
     released = threading.Event()
     handed = threading.Event()
-    with closing(Writing(Stages(), bytes_waiting=10)) as writing:
+    with closing(Writing(Stages(), bytes_waiting=10, threads=1)) as writing:
         # More than there is room for, but nothing else is held.
         writing.hand_over(lambda: hold(released), 20)
 
@@ -56,7 +56,7 @@ def test_a_failure_is_told_without_waiting_for_what_goes_on() -> None:
     def fail() -> None:
         raise OSError(28, "No space left on device")
 
-    with closing(Writing(Stages())) as writing:
+    with closing(Writing(Stages(), threads=1)) as writing:
         writing.check()
         failed = writing.hand_over(fail, 1)
         assert failed.exception(timeout=60)
@@ -96,7 +96,7 @@ def test_nothing_is_done_after_a_failure() -> None:
     def fail() -> None:
         raise OSError(28, "No space left on device")
 
-    with closing(Writing(Stages(), bytes_waiting=100)) as writing:
+    with closing(Writing(Stages(), bytes_waiting=100, threads=1)) as writing:
         writing.hand_over(noting(done, 1), 1)
         writing.hand_over(fail, 1)
         writing.hand_over(noting(done, 3), 1)
@@ -109,7 +109,7 @@ def test_a_failure_reaches_who_hands_over_more() -> None:
     def fail() -> None:
         raise OSError(28, "No space left on device")
 
-    with closing(Writing(Stages(), bytes_waiting=1)) as writing:
+    with closing(Writing(Stages(), bytes_waiting=1, threads=1)) as writing:
         writing.hand_over(fail, 1)
         with pytest.raises(OSError, match="No space left"):
             writing.hand_over(fail, 1)

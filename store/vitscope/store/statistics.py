@@ -66,7 +66,7 @@ def write_statistics(
     # Bounded by the memory that each thread takes.
     threads = min(os.cpu_count() or 1, max(1, _AT_ONCE // (step * max(images, 1))))
     with ThreadPoolExecutor(threads) as pool:
-        parts = [part for parts in pool.map(some, range(0, channels, step)) for part in parts]
+        parts = [part for several in pool.map(some, range(0, channels, step)) for part in several]
     for name in ("mean", "variance", "active"):
         values = np.concatenate([getattr(part, name) for part in parts])
         path = group / layout.statistic_name(name, pooling)

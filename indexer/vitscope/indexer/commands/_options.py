@@ -12,6 +12,13 @@ if TYPE_CHECKING:
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what says how pictures are indexed, but not where to."""
+    _add_model(parser)
+    _add_pictures(parser)
+    _add_what_is_kept(parser)
+    _add_machine(parser)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", required=True, metavar="NAME", help="timm model, with its pretrained tag or not")
     weights = parser.add_mutually_exclusive_group()
@@ -27,6 +34,10 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N|HxW",
         help="side, or height and width, of the model's input in pixels",
     )
+
+
+def _add_pictures(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add(
         "--data",
         type=Path,
@@ -44,6 +55,10 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--split", metavar="NAME", help="which split of a Hugging Face data set")
     add("--boxes", type=Path, metavar="DIR", help="folder of XML boxes, as ImageNet has them")
     add("--limit", type=int, metavar="N", help="only the first N pictures")
+
+
+def _add_what_is_kept(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--top-k", type=int, default=32, metavar="K", help="maps kept per channel (default 32)")
     add("--poolings", default="", metavar="NAMES", help="of mean, max, cls (default all there are)")
     add(
@@ -58,6 +73,17 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LAYERS",
         help="keep the activations of all prefix tokens of these layers, or of `all`",
     )
+    add(
+        "--thumbnail-size",
+        type=int,
+        default=256,
+        metavar="PX",
+        help="longer side of the pictures stored in the index, 0 for none (default 256)",
+    )
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add(
         "--batch-size",
         type=int,
@@ -78,13 +104,6 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="T",
         help="CPU threads of each process (default: the cores shared out); bits may depend on it",
-    )
-    add(
-        "--thumbnail-size",
-        type=int,
-        default=256,
-        metavar="PX",
-        help="longer side of the pictures stored in the index, 0 for none (default 256)",
     )
 
 
