@@ -38,8 +38,8 @@ from vitscope.indexer.unit import Worker
 from vitscope.indexer.work import Work
 
 MODELS = {
-    "vit_tiny_patch16_224": 16_384,
-    "vit_small_patch32_224": 16_384,
+    "vit_tiny_patch16_224": 8_192,
+    "vit_small_patch32_224": 8_192,
     "swin_tiny_patch4_window7_224": 4_096,
 }
 """And the pictures that each is given: a forward of Swin takes four times as long."""

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from vitscope.indexer import host
+from vitscope.indexer.allocation import halves
 from vitscope.indexer.memory import enough_memory
 from vitscope.indexer.pooling import pool, round_to_half, saturated, to_half
 from vitscope.indexer.topk import Candidates, RunningTop, Taken
@@ -210,7 +211,7 @@ class LayerReduction:
         if self._spare:
             return self._spare.popleft()
         maps = self._top.maps
-        return torch.empty_like(maps) if self._room.take(maps.nbytes) else None
+        return halves(maps.shape, maps.device) if self._room.take(maps.nbytes) else None
 
     def restore(self, pooling: Pooling, keys: npt.NDArray[np.void]) -> None:
         """Take in the candidates of an earlier unit, whose maps are on the disk."""

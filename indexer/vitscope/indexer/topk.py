@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from vitscope.indexer.allocation import halves
 from vitscope.indexer.pooling import to_half
 
 # Compiled code (`host`) has these three frozen in: change that file with them.
@@ -99,7 +100,7 @@ class RunningTop:
     def __init__(self, poolings: int, channels: int, k: int, cells: int, device: str) -> None:
         self.keys = torch.full((poolings, channels, k), NONE, dtype=torch.int64, device=device)
         """(P, C, K)."""
-        self.maps = torch.empty((*self.keys.shape, cells), dtype=torch.float16, device=device)
+        self.maps = halves((*self.keys.shape, cells), device)
         """(P, C, K, H * W)."""
         self.bars = self.keys[:, :, 0].clone()
         """(P, C): the least of the keys, which an entrant has to beat."""

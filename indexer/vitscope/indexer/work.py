@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,13 @@ from blake3 import blake3
 
 from vitscope.indexer.differences import differences
 from vitscope.indexer.errors import OutputError
+from vitscope.indexer.largefile import LargeFile
 from vitscope.indexer.plan import Plan, Shard, Unit
 from vitscope.indexer.topk import KEY, Candidates
 from vitscope.store import layout
 from vitscope.store.boxes import Box
 from vitscope.store.files import (
     PARTIAL,
-    begin_writing_back,
     digest_bytes,
     digest_file,
     sync_directory,
@@ -424,17 +425,14 @@ def _write_npy(
     np.lib.format.write_array_header_1_0(header, {**described, "shape": shape})
     digest = blake3()
     with path.open("wb") as file:
-        file.write(header.getvalue())
-        digest.update(header.getvalue())
-        for block in blocks:
-            data = block.reshape(-1).view(np.uint8).data
-            start = file.tell()
-            file.write(data)
+        large = LargeFile(file)
+        parts = (memoryview(block.reshape(-1).view(np.uint8)) for block in blocks)
+        for data in chain([memoryview(header.getvalue())], parts):
+            large.write(data)
             digest.update(data)
-            begin_writing_back(file.fileno(), start, len(data))
-        file.flush()
+        large.finish()
         os.fsync(file.fileno())
-        return Seal(file.tell(), digest.hexdigest(), "")
+        return Seal(large.size, digest.hexdigest(), "")
 
 
 def rows_of(unit: Unit) -> str:
