@@ -426,7 +426,7 @@ def _write_npy(
     digest = blake3()
     with path.open("wb") as file:
         large = LargeFile(file)
-        parts = (memoryview(block.reshape(-1).view(np.uint8)) for block in blocks)
+        parts: Iterator[memoryview] = (block.reshape(-1).view(np.uint8).data for block in blocks)
         for data in chain([memoryview(header.getvalue())], parts):
             large.write(data)
             digest.update(data)
