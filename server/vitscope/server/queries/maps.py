@@ -1,0 +1,130 @@
+"""Patch maps that an index keeps: of chosen images and channels, and beside ranked images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vitscope.server.errors import InvalidArgumentError, NotKeptHereError
+from vitscope.server.queries.checks import check_channel, check_valid, find_layer
+from vitscope.store.generation import Generation
+from vitscope.store.manifest import LayerRecord
+from vitscope.store.text import counted
+
+MAX_MAPS = 4_096
+# A reply of one message stays clear of gRPC's limit of 4 MiB.
+MAX_MAP_BYTES = 3 << 20
+
+Rows = npt.NDArray[np.int64]
+Halves = npt.NDArray[np.float16]
+
+
+@dataclass(frozen=True, slots=True)
+class Maps:
+    """Patch maps of one layer."""
+
+    layer: str
+    rows: Sequence[int]
+    """(M,)"""
+    channels: Sequence[int]
+    """(M,)"""
+    values: Halves
+    """(M, H, W)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """One patch map: a channel of a layer on an image."""
+
+    layer: str
+    channel: int
+    row: int
+
+
+def maps_of_ranked(generation: Generation, layer: LayerRecord, channel: int, rows: Rows) -> Maps:
+    """The maps that are kept of ranked images `rows` (k,), in their order."""
+    places, values = kept_maps(generation, layer, channel, rows)
+    if values.nbytes > MAX_MAP_BYTES:
+        most = MAX_MAP_BYTES // (layer.tokens.height * layer.tokens.width * 2)
+        raise InvalidArgumentError(
+            f"include_maps with k = {len(rows)} would make too large a reply; ask for at most "
+            f"{counted(most, 'image')}, or for the maps with GetPatchMaps."
+        )
+    return Maps(layer.name, rows[places].tolist(), [channel] * len(places), values)
+
+
+def kept_maps(
+    generation: Generation, layer: LayerRecord, channel: int, rows: Rows
+) -> tuple[Rows, Halves]:
+    """Places (M,), ascending, in `rows` (k,) whose maps are kept, and the maps (M, H, W)."""
+    grid = (layer.tokens.height, layer.tokens.width)
+    if layer.dense:
+        values = generation.activations(layer.name, rows, channel)[:, len(layer.tokens.prefix) :]
+        return np.arange(len(rows)), values.reshape(-1, *grid)
+    found = np.zeros(len(rows), np.bool_)
+    values = np.empty((len(rows), *grid), np.float16)
+    for pooling in layer.poolings:
+        if found.all():
+            break
+        kept, _ = generation.top(layer.name, pooling, channel)
+        order = np.argsort(kept)
+        ranks = order[np.searchsorted(kept, rows, sorter=order).clip(max=len(kept) - 1)]
+        new = (kept[ranks] == rows) & ~found
+        values[new] = generation.top_maps(layer.name, pooling, channel, ranks[new])
+        found |= new
+    places = np.flatnonzero(found)
+    return places, values[places]
+
+
+def patch_maps(generation: Generation, selectors: Sequence[Selector]) -> list[Maps]:
+    """The maps asked for, in order, neighbours of one layer together."""
+    if not selectors:
+        raise InvalidArgumentError("maps is empty; name at least one layer, channel and row.")
+    if len(selectors) > MAX_MAPS:
+        raise InvalidArgumentError(
+            f"maps has {len(selectors)} entries; ask for at most {MAX_MAPS} at a time."
+        )
+    for selector in selectors:
+        check_channel(find_layer(generation, selector.layer), selector.channel)
+        check_valid(generation, selector.row)
+    found = _found(generation, selectors)
+    groups: list[Maps] = []
+    start = 0
+    for stop in range(1, len(selectors) + 1):
+        size = (stop - start) * found[start].nbytes
+        full = size + found[start].nbytes > MAX_MAP_BYTES
+        if stop == len(selectors) or selectors[stop].layer != selectors[start].layer or full:
+            part = selectors[start:stop]
+            groups.append(
+                Maps(
+                    part[0].layer,
+                    [selector.row for selector in part],
+                    [selector.channel for selector in part],
+                    np.stack(found[start:stop]),
+                )
+            )
+            start = stop
+    return groups
+
+
+def _found(generation: Generation, selectors: Sequence[Selector]) -> list[Halves]:
+    """The map (H, W) of each; those of a channel are read together."""
+    places: dict[tuple[str, int], list[int]] = {}
+    for place, selector in enumerate(selectors):
+        places.setdefault((selector.layer, selector.channel), []).append(place)
+    found: dict[int, Halves] = {}
+    for (name, channel), mine in places.items():
+        layer = generation.layer(name)
+        rows = np.array([selectors[place].row for place in mine], np.int64)
+        kept, values = kept_maps(generation, layer, channel, rows)
+        if len(kept) < len(rows):
+            lost = next(row for place, row in enumerate(rows.tolist()) if place not in set(kept))
+            raise NotKeptHereError(
+                f"maps: the map of row {lost} on channel {channel} of {name} was not kept; this "
+                f"index keeps those of the top {counted(layer.top_k, 'image')} of each channel."
+            )
+        found.update(zip(mine, values, strict=True))
+    return [found[place] for place in range(len(selectors))]
