@@ -301,6 +301,10 @@ def test_arguments_that_cannot_be_meant(client: Client) -> None:
         client.top_images(WIDE, 1, order="middle")
     with pytest.raises(UsageError, match="Only one of patch and box"):
         client.top_channels(8, patch=(0, 0), box=1)
+    with pytest.raises(UsageError, match="layers is a list of names"):
+        client.top_channels(8, layers=WIDE)
+    with pytest.raises(UsageError, match="Pooling '' is not known"):
+        client.top_channels(8, pooling="")
     with pytest.raises(UsageError, match="does not fit in 32 bits"):
         client.channel_statistics(WIDE, [2**40])
 

@@ -82,7 +82,7 @@ class Part:
             return {"rectangle": query_pb2.Rectangle(x0=x0, y0=y0, x1=x1, y1=y1)}
         if self.box is not None:
             return {"box": _whole("box", self.box, bits=32)}
-        return {"pooling": pooling_value(self.pooling or "mean")}
+        return {"pooling": pooling_value("mean" if self.pooling is None else self.pooling)}
 
 
 def _band(low: float, high: float) -> query_pb2.QuantileBand:
@@ -95,7 +95,7 @@ def image_filter(where: ImageFilter | None) -> query_pb2.ImageFilter | None:
         return None
     return query_pb2.ImageFilter(
         labels=[_text("label", label) for label in where.labels],
-        rows=[_whole("row", row, bits=64) for row in where.rows or ()],
+        rows=[_whole("row", row, bits=64) for row in (() if where.rows is None else where.rows)],
         has_box=where.has_box,
         box_labels=[_text("box label", label) for label in where.box_labels],
     )
@@ -161,7 +161,7 @@ def top_channels_request(
     return query_pb2.TopChannelsRequest(
         index=_text("index", index),
         row=_whole("row", row, bits=64),
-        layers=[_text("layer", layer) for layer in layers],
+        layers=_layers(layers),
         measure=query_pb2.MEASURE_PERCENTILE if percentiles else query_pb2.MEASURE_VALUE,
         k=_count(k),
         **part.field(),
@@ -180,7 +180,7 @@ def similar_channels_request(
         layer=_text("layer", layer),
         channel=_whole("channel", channel, bits=32),
         k=_count(k),
-        layers=[_text("layer", each) for each in layers],
+        layers=_layers(layers),
     )
 
 
@@ -217,6 +217,12 @@ def images_request(index: str, rows: Iterable[SupportsIndex]) -> query_pb2.GetIm
 
 def _count(k: SupportsIndex | None) -> int | None:
     return None if k is None else _whole("k", k, bits=32)
+
+
+def _layers(layers: Iterable[str]) -> list[str]:
+    if isinstance(layers, str):
+        raise UsageError(f"layers is a list of names, not a single text; write [{layers!r}].")
+    return [_text("layer", layer) for layer in layers]
 
 
 def _channels(channels: Iterable[SupportsIndex] | None) -> list[int]:
