@@ -34,7 +34,8 @@ def _top_images_to(
 ) -> pb.TopImagesResponse:
     kept = None
     if include_maps:
-        kept = maps.maps_of_ranked(generation, top.layer, top.channel, top.ranking.rows)
+        rows = top.ranking.rows
+        kept = maps.maps_of_ranked(generation, top.layer, top.channel, pooling, rows)
     return convert.top_images_to(generation, pooling, top, kept)
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from vitscope.server.errors import InvalidArgumentError, NotKeptHereError
 from vitscope.server.queries.checks import check_channel, check_valid, find_layer
 from vitscope.store.generation import Generation
-from vitscope.store.manifest import LayerRecord
+from vitscope.store.manifest import LayerRecord, Pooling
 from vitscope.store.text import counted
 
 MAX_MAPS = 4_096
@@ -44,16 +44,29 @@ class Selector:
     row: int
 
 
-def maps_of_ranked(generation: Generation, layer: LayerRecord, channel: int, rows: Rows) -> Maps:
-    """The maps that are kept of ranked images `rows` (k,), in their order."""
-    places, values = kept_maps(generation, layer, channel, rows)
-    if values.nbytes > MAX_MAP_BYTES:
-        most = MAX_MAP_BYTES // (layer.tokens.height * layer.tokens.width * 2)
+def maps_of_ranked(
+    generation: Generation, layer: LayerRecord, channel: int, pooling: Pooling, rows: Rows
+) -> Maps:
+    """The maps that are kept of images `rows` (k,) ranked by a pooling, in their order."""
+    kept, _ = generation.top(layer.name, pooling, channel)
+    if np.array_equal(kept[: len(rows)], rows):
+        # As most are asked for: the best ones, whose maps lie beside each other.
+        _check_size(layer, len(rows), len(rows))
+        places = np.arange(len(rows))
+        values = generation.top_maps(layer.name, pooling, channel, slice(0, len(rows)))
+    else:
+        places, values = kept_maps(generation, layer, channel, rows)
+        _check_size(layer, len(rows), len(places))
+    return Maps(layer.name, rows[places].tolist(), [channel] * len(places), values)
+
+
+def _check_size(layer: LayerRecord, images: int, maps: int) -> None:
+    most = MAX_MAP_BYTES // (layer.tokens.height * layer.tokens.width * 2)
+    if maps > most:
         raise InvalidArgumentError(
-            f"include_maps with k = {len(rows)} would make too large a reply; ask for at most "
+            f"include_maps with k = {images} would make too large a reply; ask for at most "
             f"{counted(most, 'image')}, or for the maps with GetPatchMaps."
         )
-    return Maps(layer.name, rows[places].tolist(), [channel] * len(places), values)
 
 
 def kept_maps(
@@ -67,9 +80,9 @@ def kept_maps(
     found = np.zeros(len(rows), np.bool_)
     values = np.empty((len(rows), *grid), np.float16)
     for pooling in layer.poolings:
-        if found.all():
-            break
         kept, _ = generation.top(layer.name, pooling, channel)
+        if found.all() or not len(kept):
+            continue
         order = np.argsort(kept)
         ranks = order[np.searchsorted(kept, rows, sorter=order).clip(max=len(kept) - 1)]
         new = (kept[ranks] == rows) & ~found
