@@ -6,17 +6,19 @@ What the stub answers is held against brute force in tests/server/test_questions
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from client.truth import PLAIN, SHAPES, WIDE, bad_rows, best, good_rows
-from synthetic import Synthetic
+from synthetic import ServerProcess, Synthetic, build
 
 from vitscope.client import Client, ImageFilter, ScoredImage, UsageError
 from vitscope.client.cli import main
+from vitscope.store.boxes import Box
+from vitscope.store.rows import RowRecord
 from vitscope.v1 import index_pb2
 from vitscope.v1 import query_pb2 as pb
 from vitscope.v1.service_pb2_grpc import ActivationServiceStub
@@ -325,3 +327,74 @@ def test_bad_rows_do_not_rank_from_the_bottom_either(client: Client, synthetic: 
     top = client.top_images(WIDE, 4, order="bottom", k=65)
     assert {image.row for image in top.images} == set(good_rows(synthetic))
     assert not {image.row for image in top.images} & set(bad_rows(synthetic))
+
+
+@pytest.fixture(scope="module")
+def boxed(tmp_path_factory: pytest.TempPathFactory, serve: Callable[..., ServerProcess]) -> str:
+    """Address of a server over an index with boxes and a layer of which all is kept."""
+    index = build(tmp_path_factory.mktemp("boxed") / "zoo", complete=True, boxes=whole_picture)
+    return serve(index.path).address
+
+
+def whole_picture(generator: np.random.Generator, record: RowRecord) -> tuple[Box, ...]:
+    """One box over the left half of every other picture."""
+    return (Box("tail", 0.0, 0.0, 5.0, 16.0),) if record.row % 2 else ()
+
+
+def test_box_scores(boxed: str, capsys: Captured) -> None:
+    with grpc.insecure_channel(boxed) as channel, Client(boxed) as client:
+        stub = ActivationServiceStub(channel)
+        reply = stub.GetBoxScores(pb.GetBoxScoresRequest(layer=WIDE, box_labels=["tail"]))
+        found = client.box_scores(WIDE, box_labels=["tail"])
+        by_box = stub.TopImagesByBox(
+            pb.TopImagesByBoxRequest(layer=WIDE, channel=4, order=pb.ORDER_BOTTOM, k=5)
+        )
+        top = client.top_images_by_box(WIDE, 4, order="bottom", k=5)
+    assert found.channels.tolist() == list(reply.channels) == list(range(5))
+    assert found.images.tolist() == list(reply.images)
+    assert min(reply.images) > 20
+    for name in ("inside", "area", "auc", "contrast"):
+        values = [getattr(scores, name) for scores in reply.scores]
+        np.testing.assert_array_equal(getattr(found, name), values)
+    server = f"--server {boxed} --layer {WIDE}"
+    [answer] = lines_of(f"box-scores {server} --of tail --by auc -k 3", capsys)
+    assert len(answer["channels"]) == 3
+    expected = sorted(found.auc.tolist(), reverse=True)[:3]
+    assert [each["auc"] for each in answer["channels"]] == expected
+    assert len(printed(f"box-scores {server}", capsys).splitlines()) == 6
+    assert top.candidates == by_box.candidates
+    assert [(image.row, image.scores.contrast) for image in top.images] == [
+        (image.row, image.scores.contrast) for image in by_box.images
+    ]
+    line = f"box-scores {server} --channel 4 --images --bottom -k 5"
+    [images] = lines_of(line, capsys)
+    assert [image["row"] for image in images["images"]] == [image.row for image in top.images]
+    assert len(printed(line, capsys).splitlines()) == 6
+
+
+def test_parts_of_an_image_that_is_kept(boxed: str, capsys: Captured) -> None:
+    with Client(boxed) as client:
+        for options, arguments in (
+            ("--patch 1 0", {"patch": (1, 0)}),
+            ("--rectangle 0 0 5 16", {"rectangle": (0.0, 0.0, 5.0, 16.0)}),
+            ("--box 0", {"box": 0}),
+        ):
+            given: dict[str, Any] = arguments
+            top = client.top_channels(5, layers=[WIDE], **given)
+            line = f"top-channels --server {boxed} --row 5 --layers {WIDE} {options}"
+            [answer] = lines_of(line, capsys)
+            got = [(each["channel"], each["score"]) for each in answer["channels"]]
+            assert got == [(each.channel, each.score) for each in top.channels]
+            assert len(got) == 5
+        inside = client.top_channels(5, layers=[WIDE], box=0)
+        same = client.top_channels(5, layers=[WIDE], rectangle=(0.0, 0.0, 5.0, 16.0))
+        assert inside == same
+
+
+def test_box_scores_that_cannot_be_meant(client: Client, capsys: Captured) -> None:
+    with pytest.raises(UsageError, match="Measure 'size' is not known"):
+        client.top_images_by_box(WIDE, 1, measure="size")
+    assert main(f"box-scores --layer {WIDE} --images".split()) == 2
+    assert "give --channel C" in capsys.readouterr().err
+    assert main(f"box-scores --layer {WIDE} -k 0".split()) == 2
+    assert "-k is 0" in capsys.readouterr().err

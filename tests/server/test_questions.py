@@ -589,3 +589,143 @@ def test_channel_statistics(
     expected = [[quantile(column, level) for level in reply.quantile_levels] for column in scores.T]
     assert np.array(reply.quantiles).reshape(len(wanted), -1).tolist() == expected
     assert list(reply.quantile_levels) == [0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1]
+
+
+# ---- boxes
+
+
+def share_of_boxes(tokens: Any, record: RowRecord, boxes: Sequence[Box], y: int, x: int) -> float:
+    """Share of a patch that boxes cover: one's area, and the other's, without what both cover."""
+    patch = corners_of(tokens, record, y, x)
+
+    def area(*rectangles: Sequence[float]) -> float:
+        left, upper = (max(r[i] for r in rectangles) for i in (0, 1))
+        right, lower = (min(r[i] for r in rectangles) for i in (2, 3))
+        return max(right - left, 0) * max(lower - upper, 0)
+
+    corners = [box.corners for box in boxes]
+    covered = sum(area(patch, one) for one in corners)
+    if len(corners) == 2:
+        covered -= area(patch, *corners)
+    return covered / area(patch)
+
+
+def scores_of_map(values: npt.NDArray[np.float64], shares: npt.NDArray[np.float64]) -> list[float]:
+    """Inside, area, area under the curve by every pair of patches, and contrast."""
+    positive = np.maximum(values, 0)
+    inside = (positive * shares).sum() / positive.sum() if positive.sum() else math.nan
+    chance = total = 0.0
+    for value, share in zip(values, shares, strict=True):
+        for other, rest in zip(values, 1 - shares, strict=True):
+            chance += share * rest * ((value > other) + (value == other) / 2)
+            total += share * rest
+    contrast = (values * shares).sum() / shares.sum()
+    contrast -= (values * (1 - shares)).sum() / (1 - shares).sum()
+    return [inside, shares.mean(), chance / total, contrast]
+
+
+def boxed_rows(
+    truth: Synthetic, layer: str, channel: int, labels: Sequence[str], where: Filter
+) -> dict[int, list[float]]:
+    """The rows that count, and their scores."""
+    tokens, found = truth.layers[layer].tokens, {}
+    for row in sorted(set(where.rows_of(truth)) & kept_rows(truth, layer, channel)):
+        record = truth.records[row]
+        boxes = [box for box in record.boxes if not labels or box.label in labels]
+        if not boxes:
+            continue
+        grid = [(y, x) for y in range(GRID[layer][0]) for x in range(GRID[layer][1])]
+        shares = np.array([share_of_boxes(tokens, record, boxes, y, x) for y, x in grid])
+        if 1e-9 < shares.sum() < len(grid) - 1e-9:
+            values = truth.maps(layer)[row, channel].ravel().astype(np.float64)
+            found[row] = scores_of_map(values, shares)
+    return found
+
+
+def scores_on_the_wire(scores: pb.BoxScores) -> list[float]:
+    return [scores.inside, scores.area, scores.auc, scores.contrast]
+
+
+SOME_LABELS = st.lists(st.sampled_from(BOX_LABELS), max_size=2, unique=True)
+
+
+@each
+@given(
+    layer=st.sampled_from([DENSE, SPARSE]),
+    channel=st.integers(0, 4),
+    labels=SOME_LABELS,
+    where=filters(),
+    measure=st.integers(0, 3),
+    bottom=st.booleans(),
+    k=st.none() | st.integers(1, 65),
+)
+def test_top_images_by_box(
+    truth: Synthetic,
+    ask: ActivationServiceStub,
+    layer: str,
+    channel: int,
+    labels: list[str],
+    where: Filter,
+    measure: int,
+    bottom: bool,
+    k: int | None,
+) -> None:
+    order = pb.ORDER_BOTTOM if bottom else pb.ORDER_TOP
+    request = pb.TopImagesByBoxRequest(
+        layer=layer,
+        channel=channel,
+        box_labels=labels,
+        filter=where.message(),
+        measure=measure,  # type: ignore[arg-type]
+        order=order,
+        k=k,
+    )
+    reply = ask.TopImagesByBox(request)
+    expected = boxed_rows(truth, layer, channel, labels, where)
+    assert reply.candidates == len(expected)
+    column = [3, 3, 0, 2][measure]
+    ranked = {row: each[column] for row, each in expected.items() if not math.isnan(each[column])}
+    assert len(reply.images) == min(len(ranked), usual(k, 65))
+    sign = 1 if bottom else -1
+    got = [(sign * scores_on_the_wire(image.scores)[column], image.row) for image in reply.images]
+    assert got == sorted(got)
+    for image in reply.images:
+        assert scores_on_the_wire(image.scores) == pytest.approx(
+            expected[image.row], rel=1e-5, abs=1e-6, nan_ok=True
+        )
+        record = truth.records[image.row]
+        assert (image.key, image.label) == (record.key, record.label or "")
+    others = [sign * ranked[row] for row in ranked if row not in {row for _, row in got}]
+    if others and got:
+        assert min(others) >= got[-1][0] - 1e-6 * max(1, abs(got[-1][0]))
+
+
+@each
+@given(
+    layer=st.sampled_from([DENSE, SPARSE]),
+    channels=st.none() | st.lists(st.integers(0, 4), min_size=1, max_size=3),
+    labels=SOME_LABELS,
+    where=filters(),
+)
+def test_box_scores_of_channels(
+    truth: Synthetic,
+    ask: ActivationServiceStub,
+    layer: str,
+    channels: list[int] | None,
+    labels: list[str],
+    where: Filter,
+) -> None:
+    request = pb.GetBoxScoresRequest(
+        layer=layer, channels=channels or (), box_labels=labels, filter=where.message()
+    )
+    reply = ask.GetBoxScores(request)
+    wanted = list(range(CHANNELS[layer]) if channels is None else channels)
+    assert list(reply.channels) == wanted
+    for channel, images, scores in zip(wanted, reply.images, reply.scores, strict=True):
+        expected = list(boxed_rows(truth, layer, channel, labels, where).values())
+        assert images == len(expected)
+        means = []
+        for column in range(4):
+            there = [each[column] for each in expected if not math.isnan(each[column])]
+            means.append(sum(there) / len(there) if there else math.nan)
+        assert scores_on_the_wire(scores) == pytest.approx(means, rel=1e-5, abs=1e-6, nan_ok=True)

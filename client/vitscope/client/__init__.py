@@ -26,6 +26,9 @@ from vitscope.client.errors import (
 )
 from vitscope.client.filters import ImageFilter
 from vitscope.client.results import (
+    BoxedImage,
+    BoxScores,
+    ChannelBoxScores,
     ChannelStatistics,
     Distinctness,
     Image,
@@ -43,12 +46,16 @@ from vitscope.client.results import (
     TokenLayout,
     TopChannels,
     TopImages,
+    TopImagesByBox,
     TopPatches,
 )
 
 __all__ = [
     "AccessError",
+    "BoxScores",
+    "BoxedImage",
     "CancelledError",
+    "ChannelBoxScores",
     "ChannelStatistics",
     "Client",
     "DamagedIndexError",
@@ -76,6 +83,7 @@ __all__ = [
     "TokenLayout",
     "TopChannels",
     "TopImages",
+    "TopImagesByBox",
     "TopPatches",
     "UnavailableError",
     "UnsupportedError",

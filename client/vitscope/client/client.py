@@ -11,6 +11,7 @@ from vitscope.client import convert, requests
 from vitscope.client.errors import UsageError, rpc_errors
 from vitscope.client.filters import ImageFilter
 from vitscope.client.results import (
+    ChannelBoxScores,
     ChannelStatistics,
     Image,
     Index,
@@ -20,6 +21,7 @@ from vitscope.client.results import (
     SimilarImages,
     TopChannels,
     TopImages,
+    TopImagesByBox,
     TopPatches,
 )
 from vitscope.v1 import query_pb2
@@ -247,6 +249,54 @@ class Client:
         with rpc_errors(self._address):
             reply = self._stub.SimilarChannels(request, timeout=self._timeout)
         return convert.similar_channels(reply, layer, channel)
+
+    def box_scores(
+        self,
+        layer: str,
+        channels: Sequence[SupportsIndex] | None = None,
+        *,
+        box_labels: Sequence[str] = (),
+        where: ImageFilter | None = None,
+        index: str = "",
+    ) -> ChannelBoxScores:
+        """How far channels look at labelled boxes, of all channels without any, exactly.
+
+        scores = client.box_scores("blocks.11.mlp", box_labels=["person"])
+        best = scores.channels[np.nanargmax(scores.auc)]
+
+        Means over the images that have a box with one of the labels, and whose map is kept: of all
+        with `--retain-all`, else of a channel's top images.
+        """
+        request = requests.box_scores_request(index, layer, channels, box_labels, where)
+        with rpc_errors(self._address):
+            reply = self._stub.GetBoxScores(request, timeout=self._timeout)
+        return convert.channel_box_scores(reply, layer)
+
+    def top_images_by_box(
+        self,
+        layer: str,
+        channel: SupportsIndex,
+        *,
+        box_labels: Sequence[str] = (),
+        where: ImageFilter | None = None,
+        measure: str = "contrast",
+        order: str = "top",
+        k: SupportsIndex | None = None,
+        index: str = "",
+    ) -> TopImagesByBox:
+        """The `k` images on which a channel looks most at labelled boxes, exactly.
+
+        past = client.top_images_by_box("blocks.11.mlp", 7, box_labels=["dog"], order="bottom")
+
+        `order` 'bottom' gives those on which it looks past them. `measure` is 'contrast', 'inside'
+        or 'auc'. Of the images whose map is kept, as in `box_scores`.
+        """
+        request = requests.top_images_by_box_request(
+            index, layer, channel, box_labels, where, measure, order, k
+        )
+        with rpc_errors(self._address):
+            reply = self._stub.TopImagesByBox(request, timeout=self._timeout)
+        return convert.top_images_by_box(reply, layer, channel)
 
     def patch_maps(
         self, selectors: Sequence[requests.Selector], *, index: str = ""

@@ -15,6 +15,11 @@ POOLINGS: dict[str, index_pb2.Pooling.ValueType] = {
     "cls": index_pb2.POOLING_CLS,
 }
 ORDERS = {"top": query_pb2.ORDER_TOP, "bottom": query_pb2.ORDER_BOTTOM}
+BOX_MEASURES = {
+    "contrast": query_pb2.BOX_MEASURE_CONTRAST,
+    "inside": query_pb2.BOX_MEASURE_INSIDE,
+    "auc": query_pb2.BOX_MEASURE_AUC,
+}
 
 Selector = tuple[str, SupportsIndex, SupportsIndex]
 """(layer, channel, row)"""
@@ -27,6 +32,13 @@ def pooling_value(name: str) -> index_pb2.Pooling.ValueType:
     except KeyError:
         choices = ", ".join(POOLINGS)
         raise UsageError(f"Pooling {name!r} is not known; choose one of {choices}.") from None
+
+
+def order_value(name: str) -> query_pb2.Order.ValueType:
+    """The enum value of an order's name."""
+    if name not in ORDERS:
+        raise UsageError(f"Order {name!r} is not known; choose top or bottom.")
+    return ORDERS[name]
 
 
 def index_request(index: str) -> query_pb2.GetIndexRequest:
@@ -47,14 +59,12 @@ class Ranked:
 
     def fields(self) -> dict[str, Any]:
         """The fields that both requests for top images have."""
-        if self.order not in ORDERS:
-            raise UsageError(f"Order {self.order!r} is not known; choose top or bottom.")
         return {
             "pooling": pooling_value(self.pooling),
             "k": _count(self.k),
             "include_maps": self.maps,
             "filter": image_filter(self.where),
-            "order": ORDERS[self.order],
+            "order": order_value(self.order),
             "band": None if self.band is None else _band(*self.band),
             "distinct": self.distinct,
         }
@@ -165,6 +175,47 @@ def top_channels_request(
         measure=query_pb2.MEASURE_PERCENTILE if percentiles else query_pb2.MEASURE_VALUE,
         k=_count(k),
         **part.field(),
+    )
+
+
+def box_scores_request(
+    index: str,
+    layer: str,
+    channels: Iterable[SupportsIndex] | None,
+    box_labels: Iterable[str],
+    where: ImageFilter | None,
+) -> query_pb2.GetBoxScoresRequest:
+    return query_pb2.GetBoxScoresRequest(
+        index=_text("index", index),
+        layer=_text("layer", layer),
+        channels=_channels(channels),
+        box_labels=[_text("box label", label) for label in box_labels],
+        filter=image_filter(where),
+    )
+
+
+def top_images_by_box_request(
+    index: str,
+    layer: str,
+    channel: SupportsIndex,
+    box_labels: Iterable[str],
+    where: ImageFilter | None,
+    measure: str,
+    order: str,
+    k: SupportsIndex | None,
+) -> query_pb2.TopImagesByBoxRequest:
+    if measure not in BOX_MEASURES:
+        known = ", ".join(BOX_MEASURES)
+        raise UsageError(f"Measure {measure!r} is not known; choose one of {known}.")
+    return query_pb2.TopImagesByBoxRequest(
+        index=_text("index", index),
+        layer=_text("layer", layer),
+        channel=_whole("channel", channel, bits=32),
+        box_labels=[_text("box label", label) for label in box_labels],
+        filter=image_filter(where),
+        measure=BOX_MEASURES[measure],
+        order=order_value(order),
+        k=_count(k),
     )
 
 

@@ -295,3 +295,61 @@ class Image:
     """What of the source picture the whole of the model's input shows: x0, y0, x1, y1 in pixels
     of it, beyond its edges where the transform pads. None where the picture could not be read,
     or where the index does not tell, as old ones do not."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoxScores:
+    """How a patch map lies to the labelled boxes of its image, or maps on average."""
+
+    inside: float
+    """Share of the positive activation that lies in the boxes; NaN where there is none."""
+    area: float
+    """Share of the patches' area in the boxes: what `inside` is of an even map."""
+    auc: float
+    """Area under the ROC curve of telling inside from outside by the activation."""
+    contrast: float
+    """Mean activation inside minus mean activation outside."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChannelBoxScores:
+    """How far channels look at labelled boxes: means over images. Axis: C channels."""
+
+    generation: str
+    layer: str
+    channels: NDArray[np.int32]
+    """(C,)"""
+    images: NDArray[np.int64]
+    """(C,), how many have such a box and a map that is kept; without any, scores are NaN."""
+    inside: NDArray[np.float64]
+    """(C,), as in `BoxScores`, without the images that have no positive activation."""
+    area: NDArray[np.float64]
+    """(C,)"""
+    auc: NDArray[np.float64]
+    """(C,)"""
+    contrast: NDArray[np.float64]
+    """(C,)"""
+
+
+@dataclass(frozen=True, slots=True)
+class BoxedImage:
+    """An image in an answer that ranks images by how a channel's map lies to their boxes."""
+
+    row: int
+    key: str
+    """The image's name within its source, to be read; never a path to open."""
+    label: str | None
+    scores: BoxScores
+
+
+@dataclass(frozen=True, slots=True)
+class TopImagesByBox:
+    """The images on which a channel looks most, or least, at labelled boxes."""
+
+    generation: str
+    layer: str
+    channel: int
+    images: tuple[BoxedImage, ...]
+    """In the order asked for, lower rows first among equals."""
+    candidates: int
+    """How many images have such a box and a map that is kept."""

@@ -70,6 +70,28 @@ MEASURE_PERCENTILE: Measure.ValueType  # 2
 """The share of valid images whose score of the same channel is lower."""
 Global___Measure: _TypeAlias = Measure  # noqa: Y015
 
+class _BoxMeasure:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BoxMeasureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BoxMeasure.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BOX_MEASURE_UNSPECIFIED: _BoxMeasure.ValueType  # 0
+    """As BOX_MEASURE_CONTRAST."""
+    BOX_MEASURE_CONTRAST: _BoxMeasure.ValueType  # 1
+    BOX_MEASURE_INSIDE: _BoxMeasure.ValueType  # 2
+    BOX_MEASURE_AUC: _BoxMeasure.ValueType  # 3
+
+class BoxMeasure(_BoxMeasure, metaclass=_BoxMeasureEnumTypeWrapper):
+    """What images are ranked by."""
+
+BOX_MEASURE_UNSPECIFIED: BoxMeasure.ValueType  # 0
+"""As BOX_MEASURE_CONTRAST."""
+BOX_MEASURE_CONTRAST: BoxMeasure.ValueType  # 1
+BOX_MEASURE_INSIDE: BoxMeasure.ValueType  # 2
+BOX_MEASURE_AUC: BoxMeasure.ValueType  # 3
+Global___BoxMeasure: _TypeAlias = BoxMeasure  # noqa: Y015
+
 @_typing.final
 class ListIndexesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -1202,3 +1224,222 @@ class SimilarChannelsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SimilarChannelsResponse: _TypeAlias = SimilarChannelsResponse  # noqa: Y015
+
+@_typing.final
+class BoxScores(_message.Message):
+    """How a patch map lies to the labelled boxes of its image. A patch belongs to them with the share of
+    its area that they cover together, and to the rest of the image with the rest of it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSIDE_FIELD_NUMBER: _builtins.int
+    AREA_FIELD_NUMBER: _builtins.int
+    AUC_FIELD_NUMBER: _builtins.int
+    CONTRAST_FIELD_NUMBER: _builtins.int
+    inside: _builtins.float
+    """Share of the positive activation that lies in the boxes; NaN where there is none."""
+    area: _builtins.float
+    """Share of the patches' area that lies in the boxes: what `inside` is of an even map."""
+    auc: _builtins.float
+    """Area under the ROC curve of telling inside from outside by the activation: the chance that it is
+    higher at a random place in the boxes than at one outside, equal ones counting half.
+    """
+    contrast: _builtins.float
+    """Mean activation inside minus mean activation outside."""
+    def __init__(
+        self,
+        *,
+        inside: _builtins.float = ...,
+        area: _builtins.float = ...,
+        auc: _builtins.float = ...,
+        contrast: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["area", b"area", "auc", b"auc", "contrast", b"contrast", "inside", b"inside"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BoxScores: _TypeAlias = BoxScores  # noqa: Y015
+
+@_typing.final
+class GetBoxScoresRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    CHANNELS_FIELD_NUMBER: _builtins.int
+    BOX_LABELS_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    index: _builtins.str
+    layer: _builtins.str
+    @_builtins.property
+    def channels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """In the order of the answer; none means all channels of the layer."""
+
+    @_builtins.property
+    def box_labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only boxes with one of these labels count; none means all boxes."""
+
+    @_builtins.property
+    def filter(self) -> Global___ImageFilter: ...
+    def __init__(
+        self,
+        *,
+        index: _builtins.str = ...,
+        layer: _builtins.str = ...,
+        channels: _abc.Iterable[_builtins.int] | None = ...,
+        box_labels: _abc.Iterable[_builtins.str] | None = ...,
+        filter: Global___ImageFilter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["box_labels", b"box_labels", "channels", b"channels", "filter", b"filter", "index", b"index", "layer", b"layer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBoxScoresRequest: _TypeAlias = GetBoxScoresRequest  # noqa: Y015
+
+@_typing.final
+class GetBoxScoresResponse(_message.Message):
+    """Means over images that have such a box, and something outside of it, and whose map is kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    CHANNELS_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    generation: _builtins.str
+    @_builtins.property
+    def channels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """How many images that is, for each channel; without any, its scores are NaN."""
+
+    @_builtins.property
+    def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___BoxScores]:
+        """For `inside` without the images that have no positive activation."""
+
+    def __init__(
+        self,
+        *,
+        generation: _builtins.str = ...,
+        channels: _abc.Iterable[_builtins.int] | None = ...,
+        images: _abc.Iterable[_builtins.int] | None = ...,
+        scores: _abc.Iterable[Global___BoxScores] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "generation", b"generation", "images", b"images", "scores", b"scores"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBoxScoresResponse: _TypeAlias = GetBoxScoresResponse  # noqa: Y015
+
+@_typing.final
+class TopImagesByBoxRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    BOX_LABELS_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    MEASURE_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    K_FIELD_NUMBER: _builtins.int
+    index: _builtins.str
+    layer: _builtins.str
+    channel: _builtins.int
+    measure: Global___BoxMeasure.ValueType
+    order: Global___Order.ValueType
+    """ORDER_BOTTOM gives the images on which the channel looks past the boxes."""
+    k: _builtins.int
+    """At least 1; absent, the server takes 20."""
+    @_builtins.property
+    def box_labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def filter(self) -> Global___ImageFilter: ...
+    def __init__(
+        self,
+        *,
+        index: _builtins.str = ...,
+        layer: _builtins.str = ...,
+        channel: _builtins.int = ...,
+        box_labels: _abc.Iterable[_builtins.str] | None = ...,
+        filter: Global___ImageFilter | None = ...,
+        measure: Global___BoxMeasure.ValueType = ...,
+        order: Global___Order.ValueType = ...,
+        k: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "filter", b"filter", "k", b"k"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "box_labels", b"box_labels", "channel", b"channel", "filter", b"filter", "index", b"index", "k", b"k", "layer", b"layer", "measure", b"measure", "order", b"order"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__k: _TypeAlias = _typing.Literal["k"]  # noqa: Y015
+    _WhichOneofArgType__k: _TypeAlias = _typing.Literal["_k", b"_k"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__k) -> _WhichOneofReturnType__k | None: ...
+
+Global___TopImagesByBoxRequest: _TypeAlias = TopImagesByBoxRequest  # noqa: Y015
+
+@_typing.final
+class BoxedImage(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROW_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    row: _builtins.int
+    key: _builtins.str
+    label: _builtins.str
+    @_builtins.property
+    def scores(self) -> Global___BoxScores: ...
+    def __init__(
+        self,
+        *,
+        row: _builtins.int = ...,
+        key: _builtins.str = ...,
+        label: _builtins.str | None = ...,
+        scores: Global___BoxScores | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_label", b"_label", "label", b"label", "scores", b"scores"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_label", b"_label", "key", b"key", "label", b"label", "row", b"row", "scores", b"scores"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__label: _TypeAlias = _typing.Literal["label"]  # noqa: Y015
+    _WhichOneofArgType__label: _TypeAlias = _typing.Literal["_label", b"_label"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__label) -> _WhichOneofReturnType__label | None: ...
+
+Global___BoxedImage: _TypeAlias = BoxedImage  # noqa: Y015
+
+@_typing.final
+class TopImagesByBoxResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    generation: _builtins.str
+    candidates: _builtins.int
+    """How many images have such a box and a map that is kept."""
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___BoxedImage]:
+        """By the measure, in the order asked for, then lower row; images whose measure is NaN are left out."""
+
+    def __init__(
+        self,
+        *,
+        generation: _builtins.str = ...,
+        images: _abc.Iterable[Global___BoxedImage] | None = ...,
+        candidates: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "generation", b"generation", "images", b"images"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TopImagesByBoxResponse: _TypeAlias = TopImagesByBoxResponse  # noqa: Y015

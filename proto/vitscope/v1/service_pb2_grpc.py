@@ -74,6 +74,16 @@ class ActivationServiceStub(object):
                 request_serializer=vitscope_dot_v1_dot_query__pb2.SimilarChannelsRequest.SerializeToString,
                 response_deserializer=vitscope_dot_v1_dot_query__pb2.SimilarChannelsResponse.FromString,
                 _registered_method=True)
+        self.GetBoxScores = channel.unary_unary(
+                '/vitscope.v1.ActivationService/GetBoxScores',
+                request_serializer=vitscope_dot_v1_dot_query__pb2.GetBoxScoresRequest.SerializeToString,
+                response_deserializer=vitscope_dot_v1_dot_query__pb2.GetBoxScoresResponse.FromString,
+                _registered_method=True)
+        self.TopImagesByBox = channel.unary_unary(
+                '/vitscope.v1.ActivationService/TopImagesByBox',
+                request_serializer=vitscope_dot_v1_dot_query__pb2.TopImagesByBoxRequest.SerializeToString,
+                response_deserializer=vitscope_dot_v1_dot_query__pb2.TopImagesByBoxResponse.FromString,
+                _registered_method=True)
         self.GetPatchMaps = channel.unary_stream(
                 '/vitscope.v1.ActivationService/GetPatchMaps',
                 request_serializer=vitscope_dot_v1_dot_query__pb2.GetPatchMapsRequest.SerializeToString,
@@ -150,6 +160,20 @@ class ActivationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetBoxScores(self, request, context):
+        """How far channels look at labelled boxes, on average. Exact, over the maps that are kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TopImagesByBox(self, request, context):
+        """The images on which a channel looks most, or least, at labelled boxes. Exact likewise.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetPatchMaps(self, request, context):
         """Patch maps of chosen images and channels.
         """
@@ -213,6 +237,16 @@ def add_ActivationServiceServicer_to_server(servicer, server):
                     servicer.SimilarChannels,
                     request_deserializer=vitscope_dot_v1_dot_query__pb2.SimilarChannelsRequest.FromString,
                     response_serializer=vitscope_dot_v1_dot_query__pb2.SimilarChannelsResponse.SerializeToString,
+            ),
+            'GetBoxScores': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBoxScores,
+                    request_deserializer=vitscope_dot_v1_dot_query__pb2.GetBoxScoresRequest.FromString,
+                    response_serializer=vitscope_dot_v1_dot_query__pb2.GetBoxScoresResponse.SerializeToString,
+            ),
+            'TopImagesByBox': grpc.unary_unary_rpc_method_handler(
+                    servicer.TopImagesByBox,
+                    request_deserializer=vitscope_dot_v1_dot_query__pb2.TopImagesByBoxRequest.FromString,
+                    response_serializer=vitscope_dot_v1_dot_query__pb2.TopImagesByBoxResponse.SerializeToString,
             ),
             'GetPatchMaps': grpc.unary_stream_rpc_method_handler(
                     servicer.GetPatchMaps,
@@ -446,6 +480,60 @@ class ActivationService(object):
             '/vitscope.v1.ActivationService/SimilarChannels',
             vitscope_dot_v1_dot_query__pb2.SimilarChannelsRequest.SerializeToString,
             vitscope_dot_v1_dot_query__pb2.SimilarChannelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBoxScores(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vitscope.v1.ActivationService/GetBoxScores',
+            vitscope_dot_v1_dot_query__pb2.GetBoxScoresRequest.SerializeToString,
+            vitscope_dot_v1_dot_query__pb2.GetBoxScoresResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TopImagesByBox(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vitscope.v1.ActivationService/TopImagesByBox',
+            vitscope_dot_v1_dot_query__pb2.TopImagesByBoxRequest.SerializeToString,
+            vitscope_dot_v1_dot_query__pb2.TopImagesByBoxResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,6 +52,10 @@ class ActivationServiceStub:
     """The channels that are strongest on an image, a patch or a box of it. Exact."""
     SimilarChannels: _grpc.UnaryUnaryMultiCallable[_query_pb2.SimilarChannelsRequest, _query_pb2.SimilarChannelsResponse]
     """The channels whose scores go with a channel's. Exact."""
+    GetBoxScores: _grpc.UnaryUnaryMultiCallable[_query_pb2.GetBoxScoresRequest, _query_pb2.GetBoxScoresResponse]
+    """How far channels look at labelled boxes, on average. Exact, over the maps that are kept."""
+    TopImagesByBox: _grpc.UnaryUnaryMultiCallable[_query_pb2.TopImagesByBoxRequest, _query_pb2.TopImagesByBoxResponse]
+    """The images on which a channel looks most, or least, at labelled boxes. Exact likewise."""
     GetPatchMaps: _grpc.UnaryStreamMultiCallable[_query_pb2.GetPatchMapsRequest, _query_pb2.GetPatchMapsResponse]
     """Patch maps of chosen images and channels."""
     SimilarImages: _grpc.UnaryUnaryMultiCallable[_query_pb2.SimilarImagesRequest, _query_pb2.SimilarImagesResponse]
@@ -78,6 +82,10 @@ class ActivationServiceAsyncStub(ActivationServiceStub):
     """The channels that are strongest on an image, a patch or a box of it. Exact."""
     SimilarChannels: _aio.UnaryUnaryMultiCallable[_query_pb2.SimilarChannelsRequest, _query_pb2.SimilarChannelsResponse]  # type: ignore[assignment]
     """The channels whose scores go with a channel's. Exact."""
+    GetBoxScores: _aio.UnaryUnaryMultiCallable[_query_pb2.GetBoxScoresRequest, _query_pb2.GetBoxScoresResponse]  # type: ignore[assignment]
+    """How far channels look at labelled boxes, on average. Exact, over the maps that are kept."""
+    TopImagesByBox: _aio.UnaryUnaryMultiCallable[_query_pb2.TopImagesByBoxRequest, _query_pb2.TopImagesByBoxResponse]  # type: ignore[assignment]
+    """The images on which a channel looks most, or least, at labelled boxes. Exact likewise."""
     GetPatchMaps: _aio.UnaryStreamMultiCallable[_query_pb2.GetPatchMapsRequest, _query_pb2.GetPatchMapsResponse]  # type: ignore[assignment]
     """Patch maps of chosen images and channels."""
     SimilarImages: _aio.UnaryUnaryMultiCallable[_query_pb2.SimilarImagesRequest, _query_pb2.SimilarImagesResponse]  # type: ignore[assignment]
@@ -149,6 +157,22 @@ class ActivationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_query_pb2.SimilarChannelsResponse, _abc.Awaitable[_query_pb2.SimilarChannelsResponse]]:
         """The channels whose scores go with a channel's. Exact."""
+
+    @_abc_1.abstractmethod
+    def GetBoxScores(
+        self,
+        request: _query_pb2.GetBoxScoresRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_query_pb2.GetBoxScoresResponse, _abc.Awaitable[_query_pb2.GetBoxScoresResponse]]:
+        """How far channels look at labelled boxes, on average. Exact, over the maps that are kept."""
+
+    @_abc_1.abstractmethod
+    def TopImagesByBox(
+        self,
+        request: _query_pb2.TopImagesByBoxRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_query_pb2.TopImagesByBoxResponse, _abc.Awaitable[_query_pb2.TopImagesByBoxResponse]]:
+        """The images on which a channel looks most, or least, at labelled boxes. Exact likewise."""
 
     @_abc_1.abstractmethod
     def GetPatchMaps(

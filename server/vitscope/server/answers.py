@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vitscope.server import convert
-from vitscope.server.queries import channels, images, maps, patches
+from vitscope.server.queries import boxes, channels, images, maps, patches
 from vitscope.store.generation import Generation
 from vitscope.store.manifest import Pooling
 from vitscope.v1 import query_pb2 as pb
@@ -83,6 +83,40 @@ def similar_channels(
     return pb.SimilarChannelsResponse(
         generation=generation.name, channels=convert.channels_to(found)
     )
+
+
+def box_scores(generation: Generation, request: pb.GetBoxScoresRequest) -> pb.GetBoxScoresResponse:
+    """How far channels look at labelled boxes."""
+    found = boxes.box_scores(
+        generation,
+        request.layer,
+        request.channels,
+        tuple(request.box_labels),
+        convert.filter_from(request.filter),
+    )
+    return pb.GetBoxScoresResponse(
+        generation=generation.name,
+        channels=found.channels,
+        images=found.images.tolist(),
+        scores=convert.box_scores_to(found.scores),
+    )
+
+
+def top_images_by_box(
+    generation: Generation, request: pb.TopImagesByBoxRequest
+) -> pb.TopImagesByBoxResponse:
+    """The images on which a channel looks most at labelled boxes, or least."""
+    found = boxes.top_images_by_box(
+        generation,
+        request.layer,
+        request.channel,
+        tuple(request.box_labels),
+        convert.filter_from(request.filter),
+        convert.k_from(request),
+        convert.box_measure_from(request.measure),
+        lowest=convert.order_from(request.order) == "bottom",
+    )
+    return convert.ranked_by_box_to(generation, found)
 
 
 def patch_maps(

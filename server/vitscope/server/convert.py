@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from vitscope.server.errors import InvalidArgumentError
+from vitscope.server.queries.boxes import Measure, RankedByBox, Scores
 from vitscope.server.queries.channels import BoxNumber, Channels, Patch, Statistics, Where
 from vitscope.server.queries.filters import ImageFilter
-from vitscope.server.queries.images import Question, Ranking, TopImages
+from vitscope.server.queries.images import Order, Question, Ranking, TopImages
 from vitscope.server.queries.maps import Maps
 from vitscope.server.queries.patches import Patches
 from vitscope.store.generation import Generation
@@ -28,11 +29,23 @@ _POOLING_NUMBERS: Mapping[Pooling, index_pb2.Pooling.ValueType] = {
     "max": index_pb2.POOLING_MAX,
     "cls": index_pb2.POOLING_CLS,
 }
+_ORDERS: Mapping[int, Order] = {
+    query_pb2.ORDER_UNSPECIFIED: "top",
+    query_pb2.ORDER_TOP: "top",
+    query_pb2.ORDER_BOTTOM: "bottom",
+}
+_BOX_MEASURES: Mapping[int, Measure] = {
+    query_pb2.BOX_MEASURE_UNSPECIFIED: "contrast",
+    query_pb2.BOX_MEASURE_CONTRAST: "contrast",
+    query_pb2.BOX_MEASURE_INSIDE: "inside",
+    query_pb2.BOX_MEASURE_AUC: "auc",
+}
 _MESSAGE_BYTES = 1 << 20
 
 _Counted = (
     query_pb2.TopImagesRequest
     | query_pb2.TopImagesOfChannelsRequest
+    | query_pb2.TopImagesByBoxRequest
     | query_pb2.TopPatchesRequest
     | query_pb2.TopChannelsRequest
     | query_pb2.SimilarImagesRequest
@@ -69,20 +82,32 @@ def filter_from(message: query_pb2.ImageFilter) -> ImageFilter:
     )
 
 
+def order_from(number: int) -> Order:
+    """From which end images are ranked."""
+    if number not in _ORDERS:
+        raise InvalidArgumentError(f"order is {number}; it must be ORDER_TOP or ORDER_BOTTOM.")
+    return _ORDERS[number]
+
+
+def box_measure_from(number: int) -> Measure:
+    """What images are ranked by that are held against boxes."""
+    if number not in _BOX_MEASURES:
+        raise InvalidArgumentError(
+            f"measure is {number}; it must be BOX_MEASURE_CONTRAST, BOX_MEASURE_INSIDE or "
+            "BOX_MEASURE_AUC."
+        )
+    return _BOX_MEASURES[number]
+
+
 def question_from(
     request: query_pb2.TopImagesRequest | query_pb2.TopImagesOfChannelsRequest,
 ) -> Question:
     """How a request wants the images of a channel ranked."""
-    orders = (query_pb2.ORDER_UNSPECIFIED, query_pb2.ORDER_TOP, query_pb2.ORDER_BOTTOM)
-    if request.order not in orders:
-        raise InvalidArgumentError(
-            f"order is {request.order}; it must be ORDER_TOP or ORDER_BOTTOM."
-        )
     return Question(
         pooling=pooling_from(request.pooling),
         k=k_from(request),
         asked=filter_from(request.filter),
-        order="bottom" if request.order == query_pb2.ORDER_BOTTOM else "top",
+        order=order_from(request.order),
         band=(request.band.low, request.band.high) if request.HasField("band") else None,
         distinct=request.distinct,
     )
@@ -239,6 +264,29 @@ def channels_to(channels: Channels) -> list[query_pb2.ScoredChannel]:
         for message, percentile in zip(found, channels.percentiles.tolist(), strict=True):
             message.percentile = percentile
     return found
+
+
+def box_scores_to(scores: Scores) -> list[query_pb2.BoxScores]:
+    """How maps, or channels, lie to boxes."""
+    columns = (scores.inside, scores.area, scores.auc, scores.contrast)
+    return [
+        query_pb2.BoxScores(inside=inside, area=area, auc=auc, contrast=contrast)
+        for inside, area, auc, contrast in zip(*(each.tolist() for each in columns), strict=True)
+    ]
+
+
+def ranked_by_box_to(
+    generation: Generation, ranked: RankedByBox
+) -> query_pb2.TopImagesByBoxResponse:
+    """Images ranked by how their maps lie to boxes."""
+    table = generation.rows
+    images = [
+        query_pb2.BoxedImage(row=row, key=table.key(row), label=table.label(row), scores=scores)
+        for row, scores in zip(ranked.rows.tolist(), box_scores_to(ranked.scores), strict=True)
+    ]
+    return query_pb2.TopImagesByBoxResponse(
+        generation=generation.name, images=images, candidates=ranked.candidates
+    )
 
 
 def maps_to(generation: Generation, maps: Maps) -> query_pb2.PatchMaps:

@@ -80,6 +80,18 @@ class ActivationService(service_pb2_grpc.ActivationServiceServicer):
         """The channels that go with a channel."""
         return await self._answer(answers.similar_channels, request)
 
+    async def GetBoxScores(  # noqa: N802
+        self, request: pb.GetBoxScoresRequest, context: Any
+    ) -> pb.GetBoxScoresResponse:
+        """How far channels look at labelled boxes."""
+        return await self._answer(answers.box_scores, request)
+
+    async def TopImagesByBox(  # noqa: N802
+        self, request: pb.TopImagesByBoxRequest, context: Any
+    ) -> pb.TopImagesByBoxResponse:
+        """The images on which a channel looks most at labelled boxes, or least."""
+        return await self._answer(answers.top_images_by_box, request)
+
     async def GetPatchMaps(  # noqa: N802
         self, request: pb.GetPatchMapsRequest, context: Any
     ) -> AsyncIterator[pb.GetPatchMapsResponse]:

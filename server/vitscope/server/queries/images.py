@@ -26,6 +26,7 @@ from vitscope.store.ranking import band_rows, largest, top_rows
 
 MAX_IMAGES = 1_024
 
+Order = Literal["top", "bottom"]
 Band = tuple[float, float]
 """Levels of two quantiles."""
 Rows = npt.NDArray[np.int64]
@@ -60,7 +61,7 @@ class Question:
     pooling: Pooling = "mean"
     k: int | None = None
     asked: ImageFilter = ALL
-    order: Literal["top", "bottom"] = "top"
+    order: Order = "top"
     band: Band | None = None
     distinct: bool = False
 

@@ -69,6 +69,14 @@ def _check_size(layer: LayerRecord, images: int, maps: int) -> None:
         )
 
 
+def kept_rows(generation: Generation, layer: LayerRecord, channel: int, among: Rows) -> Rows:
+    """Those of the valid rows `among` (M,) whose maps of a channel are kept, ascending."""
+    if layer.dense:
+        return among
+    tops = [generation.top(layer.name, pooling, channel)[0] for pooling in layer.poolings]
+    return np.intersect1d(among, np.concatenate(tops))
+
+
 def kept_maps(
     generation: Generation, layer: LayerRecord, channel: int, rows: Rows
 ) -> tuple[Rows, Halves]:
