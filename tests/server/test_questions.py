@@ -310,6 +310,57 @@ def test_several_channels_are_answered_as_one_by_one(
     assert replies == one_by_one
 
 
+# ---- maps
+
+
+@each
+@given(
+    grids=st.lists(
+        st.tuples(
+            st.lists(st.sampled_from([1, 2, 5, 40, 68]), max_size=4),
+            st.lists(st.integers(0, 4), max_size=4),
+        ),
+        max_size=3,
+    ),
+    selectors=st.lists(st.tuples(st.integers(0, 4), st.sampled_from([1, 8, 64])), max_size=4),
+    small=st.booleans(),
+)
+def test_grids_of_patch_maps(
+    truth: Synthetic,
+    ask: ActivationServiceStub,
+    grids: list[tuple[list[int], list[int]]],
+    selectors: list[tuple[int, int]],
+    small: bool,
+) -> None:
+    request = pb.GetPatchMapsRequest(
+        maps=[pb.PatchMapSelector(layer=DENSE, channel=c, row=row) for c, row in selectors],
+        grids=[pb.PatchMapGrid(layer=DENSE, rows=rows, channels=chosen) for rows, chosen in grids],
+        encoding=pb.MAP_ENCODING_UINT8 if small else pb.MAP_ENCODING_UNSPECIFIED,
+    )
+    wanted = [(row, channel) for channel, row in selectors]
+    wanted += [(row, channel) for rows, chosen in grids for row in rows for channel in chosen]
+    if not wanted:
+        with pytest.raises(grpc.RpcError, match="maps is empty"):
+            list(ask.GetPatchMaps(request))
+        return
+    [reply] = ask.GetPatchMaps(request)
+    maps = reply.maps
+    assert list(zip(maps.rows, maps.channels, strict=True)) == wanted
+    assert maps.source == pb.MAP_SOURCE_KEPT
+    expected = np.stack([truth.maps(DENSE)[row, channel] for row, channel in wanted])
+    if not small:
+        assert maps.encoding == pb.MAP_ENCODING_FLOAT16
+        assert maps.values == expected.tobytes()
+        return
+    assert maps.encoding == pb.MAP_ENCODING_UINT8
+    codes = np.frombuffer(maps.values, np.uint8).reshape(expected.shape).astype(np.float64)
+    for one, code, scale, offset in zip(expected, codes, maps.scale, maps.offset, strict=True):
+        wide = one.astype(np.float64)
+        assert scale == pytest.approx((wide.max() - wide.min()) / 255)
+        assert np.abs(offset + scale * code - wide).max() <= scale / 2 * (1 + 1e-4)
+        assert offset == wide.min()
+
+
 # ---- patches
 
 

@@ -219,6 +219,28 @@ TABLE: dict[str, tuple[Any, StatusCode, str]] = {
     "maps: row -1": (maps(row=-1), MISSING, "row"),
     "maps: row too large": (maps(row=70), MISSING, "row"),
     "maps: invalid row": (maps(row=0), NOT_KEPT, "row 0 is an invalid image"),
+    "maps: unknown encoding": (
+        pb.GetPatchMapsRequest(encoding=9),  # type: ignore[arg-type]
+        INVALID,
+        "encoding is 9",
+    ),
+    "maps: too large a grid": (
+        pb.GetPatchMapsRequest(
+            grids=[pb.PatchMapGrid(layer="blocks.1.mlp", rows=[1] * 2000, channels=[0, 1, 2])]
+        ),
+        INVALID,
+        "maps and grids are 6000 maps",
+    ),
+    "maps: a grid without rows": (
+        pb.GetPatchMapsRequest(grids=[pb.PatchMapGrid(layer=LAYER, channels=[1])]),
+        INVALID,
+        "maps is empty",
+    ),
+    "maps: a grid of another layer": (
+        pb.GetPatchMapsRequest(grids=[pb.PatchMapGrid(layer="x", rows=[1], channels=[1])]),
+        MISSING,
+        "layer",
+    ),
     "images: none": (images(), INVALID, "rows is empty"),
     "images: too many": (images(*[1] * 1025), INVALID, "rows has 1025"),
     "images: row -1": (images(1, -1), MISSING, "row"),

@@ -4,7 +4,7 @@ import math
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 
@@ -213,25 +213,37 @@ def scored_image(message: query_pb2.ScoredImage) -> results.ScoredImage:
 
 def patch_maps(message: query_pb2.PatchMaps, generation: str) -> results.PatchMaps:
     count, height, width = len(message.rows), message.height, message.width
+    small = message.encoding == query_pb2.MAP_ENCODING_UINT8
     consistent = (
         min(height, width) >= (1 if count else 0)
         and max(height, width) <= _MOST
         and len(message.channels) == count
-        and len(message.values) == count * height * width * 2
+        and len(message.values) == count * height * width * (1 if small else 2)
+        and len(message.scale) == len(message.offset) == (count if small else 0)
+        and message.encoding <= query_pb2.MAP_ENCODING_UINT8
     )
     if not consistent:
         raise ServerError(
             f"The server's reply is inconsistent: {count} rows, {len(message.channels)} channels "
             f"and {len(message.values)} bytes for maps of {height} x {width} patches."
         )
-    values = np.frombuffer(message.values, "<f2").astype(np.float16, copy=False)
+    scale = np.array(message.scale, np.float32) if small else None
+    if scale is None:
+        values = np.frombuffer(message.values, "<f2").astype(np.float16, copy=False)
+        values = values.reshape(count, height, width)
+    else:
+        codes = np.frombuffer(message.values, np.uint8).reshape(count, height, width)
+        offset = np.array(message.offset, np.float32)
+        wide = offset[:, None, None] + scale[:, None, None] * codes
+        values = wide.astype(np.float16)
     return results.PatchMaps(
         generation=generation,
         layer=message.layer,
         rows=np.array(message.rows, np.int64),
         channels=np.array(message.channels, np.int32),
-        values=values.reshape(count, height, width),
+        values=values,
         grid=patch_grid(message.grid, height, width) if message.HasField("grid") else None,
+        scale=scale,
     )
 
 
@@ -296,7 +308,15 @@ def _joined(parts: Sequence[results.PatchMaps]) -> results.PatchMaps:
         channels=np.concatenate([part.channels for part in parts]),
         values=np.concatenate([part.values for part in parts]),
         grid=parts[0].grid,
+        scale=_joined_scale(parts),
     )
+
+
+def _joined_scale(
+    parts: Sequence[results.PatchMaps],
+) -> np.ndarray[Any, np.dtype[np.float32]] | None:
+    scales = [part.scale for part in parts if part.scale is not None]
+    return np.concatenate(scales) if scales else None
 
 
 def images_stream(

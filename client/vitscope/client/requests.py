@@ -20,6 +20,10 @@ BOX_MEASURES = {
     "inside": query_pb2.BOX_MEASURE_INSIDE,
     "auc": query_pb2.BOX_MEASURE_AUC,
 }
+ENCODINGS = {
+    "float16": query_pb2.MAP_ENCODING_FLOAT16,
+    "uint8": query_pb2.MAP_ENCODING_UINT8,
+}
 
 Selector = tuple[str, SupportsIndex, SupportsIndex]
 """(layer, channel, row)"""
@@ -235,7 +239,9 @@ def similar_channels_request(
     )
 
 
-def patch_maps_request(index: str, selectors: Iterable[Selector]) -> query_pb2.GetPatchMapsRequest:
+def patch_maps_request(
+    index: str, selectors: Iterable[Selector], encoding: str = "float16"
+) -> query_pb2.GetPatchMapsRequest:
     return query_pb2.GetPatchMapsRequest(
         index=_text("index", index),
         maps=[
@@ -246,7 +252,32 @@ def patch_maps_request(index: str, selectors: Iterable[Selector]) -> query_pb2.G
             )
             for layer, channel, row in selectors
         ],
+        encoding=_encoding(encoding),
     )
+
+
+def patch_map_grid_request(
+    index: str,
+    layer: str,
+    rows: Iterable[SupportsIndex],
+    channels: Iterable[SupportsIndex],
+    encoding: str,
+) -> query_pb2.GetPatchMapsRequest:
+    grid = query_pb2.PatchMapGrid(
+        layer=_text("layer", layer),
+        rows=[_whole("row", row, bits=64) for row in rows],
+        channels=[_whole("channel", channel, bits=32) for channel in channels],
+    )
+    return query_pb2.GetPatchMapsRequest(
+        index=_text("index", index), grids=[grid], encoding=_encoding(encoding)
+    )
+
+
+def _encoding(name: str) -> query_pb2.MapEncoding.ValueType:
+    if name not in ENCODINGS:
+        known = " or ".join(ENCODINGS)
+        raise UsageError(f"Encoding {name!r} is not known; choose {known}.")
+    return ENCODINGS[name]
 
 
 def similar_images_request(

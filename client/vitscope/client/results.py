@@ -137,6 +137,9 @@ class PatchMaps:
     """(M, H, W) activations."""
     grid: PatchGrid | None
     """None where an older server does not tell; its patches cover the input evenly."""
+    scale: NDArray[np.float32] | None = None
+    """(M,) where maps came with a byte a value: each is off by half of it at most, and by what
+    float16 rounds."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

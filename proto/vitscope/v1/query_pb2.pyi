@@ -46,6 +46,47 @@ ORDER_BOTTOM: Order.ValueType  # 2
 """Lower score first, then lower row."""
 Global___Order: _TypeAlias = Order  # noqa: Y015
 
+class _MapEncoding:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MapEncodingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MapEncoding.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MAP_ENCODING_UNSPECIFIED: _MapEncoding.ValueType  # 0
+    """As MAP_ENCODING_FLOAT16."""
+    MAP_ENCODING_FLOAT16: _MapEncoding.ValueType  # 1
+    """Exactly the stored activations."""
+    MAP_ENCODING_UINT8: _MapEncoding.ValueType  # 2
+    """A byte a value, between the least and the greatest of its map."""
+
+class MapEncoding(_MapEncoding, metaclass=_MapEncodingEnumTypeWrapper): ...
+
+MAP_ENCODING_UNSPECIFIED: MapEncoding.ValueType  # 0
+"""As MAP_ENCODING_FLOAT16."""
+MAP_ENCODING_FLOAT16: MapEncoding.ValueType  # 1
+"""Exactly the stored activations."""
+MAP_ENCODING_UINT8: MapEncoding.ValueType  # 2
+"""A byte a value, between the least and the greatest of its map."""
+Global___MapEncoding: _TypeAlias = MapEncoding  # noqa: Y015
+
+class _MapSource:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MapSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MapSource.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MAP_SOURCE_UNSPECIFIED: _MapSource.ValueType  # 0
+    MAP_SOURCE_KEPT: _MapSource.ValueType  # 1
+    """From the index."""
+
+class MapSource(_MapSource, metaclass=_MapSourceEnumTypeWrapper):
+    """Where maps come from."""
+
+MAP_SOURCE_UNSPECIFIED: MapSource.ValueType  # 0
+MAP_SOURCE_KEPT: MapSource.ValueType  # 1
+"""From the index."""
+Global___MapSource: _TypeAlias = MapSource  # noqa: Y015
+
 class _Measure:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -362,11 +403,17 @@ class PatchMaps(_message.Message):
     WIDTH_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
     GRID_FIELD_NUMBER: _builtins.int
+    ENCODING_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
     layer: _builtins.str
     height: _builtins.int
     width: _builtins.int
     values: _builtins.bytes
-    """len(rows) x height x width little-endian float16 values, row-major."""
+    """len(rows) x height x width values, row-major: little-endian float16, or as `encoding` says."""
+    encoding: Global___MapEncoding.ValueType
+    source: Global___MapSource.ValueType
     @_builtins.property
     def rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -377,6 +424,14 @@ class PatchMaps(_message.Message):
         it out: their patches cover the input evenly.
         """
 
+    @_builtins.property
+    def scale(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """With MAP_ENCODING_UINT8, one of each a map: a byte b stands for offset + scale * b, and is off by
+        half of `scale` at most.
+        """
+
+    @_builtins.property
+    def offset(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
     def __init__(
         self,
         *,
@@ -387,10 +442,14 @@ class PatchMaps(_message.Message):
         width: _builtins.int = ...,
         values: _builtins.bytes = ...,
         grid: Global___PatchGrid | None = ...,
+        encoding: Global___MapEncoding.ValueType = ...,
+        scale: _abc.Iterable[_builtins.float] | None = ...,
+        offset: _abc.Iterable[_builtins.float] | None = ...,
+        source: Global___MapSource.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["grid", b"grid"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "grid", b"grid", "height", b"height", "layer", b"layer", "rows", b"rows", "values", b"values", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "encoding", b"encoding", "grid", b"grid", "height", b"height", "layer", b"layer", "offset", b"offset", "rows", b"rows", "scale", b"scale", "source", b"source", "values", b"values", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -580,23 +639,61 @@ class PatchMapSelector(_message.Message):
 Global___PatchMapSelector: _TypeAlias = PatchMapSelector  # noqa: Y015
 
 @_typing.final
+class PatchMapGrid(_message.Message):
+    """Every row with every channel, row by row."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    CHANNELS_FIELD_NUMBER: _builtins.int
+    layer: _builtins.str
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def channels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        layer: _builtins.str = ...,
+        rows: _abc.Iterable[_builtins.int] | None = ...,
+        channels: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "layer", b"layer", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PatchMapGrid: _TypeAlias = PatchMapGrid  # noqa: Y015
+
+@_typing.final
 class GetPatchMapsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     INDEX_FIELD_NUMBER: _builtins.int
     MAPS_FIELD_NUMBER: _builtins.int
+    GRIDS_FIELD_NUMBER: _builtins.int
+    ENCODING_FIELD_NUMBER: _builtins.int
     index: _builtins.str
+    encoding: Global___MapEncoding.ValueType
     @_builtins.property
     def maps(self) -> _containers.RepeatedCompositeFieldContainer[Global___PatchMapSelector]: ...
+    @_builtins.property
+    def grids(self) -> _containers.RepeatedCompositeFieldContainer[Global___PatchMapGrid]:
+        """After the maps above."""
+
     def __init__(
         self,
         *,
         index: _builtins.str = ...,
         maps: _abc.Iterable[Global___PatchMapSelector] | None = ...,
+        grids: _abc.Iterable[Global___PatchMapGrid] | None = ...,
+        encoding: Global___MapEncoding.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "maps", b"maps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoding", b"encoding", "grids", b"grids", "index", b"index", "maps", b"maps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -124,9 +124,13 @@ def patch_maps(
 ) -> Iterator[pb.GetPatchMapsResponse]:
     """Patch maps of chosen images and channels."""
     selectors = [maps.Selector(each.layer, each.channel, each.row) for each in request.maps]
-    found = maps.patch_maps(generation, selectors)
+    grids = [maps.Grid(each.layer, each.rows, each.channels) for each in request.grids]
+    small = convert.in_bytes_from(request.encoding)
+    found = maps.patch_maps(generation, selectors, grids)
     return (
-        pb.GetPatchMapsResponse(generation=generation.name, maps=convert.maps_to(generation, some))
+        pb.GetPatchMapsResponse(
+            generation=generation.name, maps=convert.maps_to(generation, some, in_bytes=small)
+        )
         for some in found
     )
 

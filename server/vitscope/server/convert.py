@@ -11,7 +11,7 @@ from vitscope.server.queries.boxes import Measure, RankedByBox, Scores
 from vitscope.server.queries.channels import BoxNumber, Channels, Patch, Statistics, Where
 from vitscope.server.queries.filters import ImageFilter
 from vitscope.server.queries.images import Order, Question, Ranking, TopImages
-from vitscope.server.queries.maps import Maps
+from vitscope.server.queries.maps import Maps, as_bytes
 from vitscope.server.queries.patches import Patches
 from vitscope.store.generation import Generation
 from vitscope.store.geometry import Rectangle, source_rectangles
@@ -87,6 +87,20 @@ def order_from(number: int) -> Order:
     if number not in _ORDERS:
         raise InvalidArgumentError(f"order is {number}; it must be ORDER_TOP or ORDER_BOTTOM.")
     return _ORDERS[number]
+
+
+def in_bytes_from(number: int) -> bool:
+    """Whether maps are asked for with a byte a value."""
+    known = {
+        query_pb2.MAP_ENCODING_UNSPECIFIED: False,
+        query_pb2.MAP_ENCODING_FLOAT16: False,
+        query_pb2.MAP_ENCODING_UINT8: True,
+    }
+    if number not in known:
+        raise InvalidArgumentError(
+            f"encoding is {number}; it must be MAP_ENCODING_FLOAT16 or MAP_ENCODING_UINT8."
+        )
+    return known[number]
 
 
 def box_measure_from(number: int) -> Measure:
@@ -289,17 +303,27 @@ def ranked_by_box_to(
     )
 
 
-def maps_to(generation: Generation, maps: Maps) -> query_pb2.PatchMaps:
+def maps_to(generation: Generation, maps: Maps, *, in_bytes: bool = False) -> query_pb2.PatchMaps:
     """Patch maps of a layer, and where their patches lie."""
-    return query_pb2.PatchMaps(
+    message = query_pb2.PatchMaps(
         layer=maps.layer,
         rows=maps.rows,
         channels=maps.channels,
         height=maps.values.shape[1],
         width=maps.values.shape[2],
-        values=np.ascontiguousarray(maps.values, dtype="<f2").tobytes(),
         grid=_grid_to(generation, generation.layer(maps.layer)),
+        encoding=query_pb2.MAP_ENCODING_FLOAT16,
+        source=query_pb2.MAP_SOURCE_KEPT,
     )
+    if in_bytes:
+        small = as_bytes(maps.values)
+        message.encoding = query_pb2.MAP_ENCODING_UINT8
+        message.values = small.codes.tobytes()
+        message.scale.extend(small.scale.tolist())
+        message.offset.extend(small.offset.tolist())
+    else:
+        message.values = np.ascontiguousarray(maps.values, dtype="<f2").tobytes()
+    return message
 
 
 def _grid_to(generation: Generation, layer: LayerRecord) -> query_pb2.PatchGrid:

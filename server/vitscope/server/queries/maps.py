@@ -44,6 +44,37 @@ class Selector:
     row: int
 
 
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The maps of every row with every channel, row by row."""
+
+    layer: str
+    rows: Sequence[int]
+    channels: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Bytes:
+    """Maps with a byte a value: `offset + scale * code`, off by half of `scale` at most."""
+
+    codes: npt.NDArray[np.uint8]
+    """(M, H, W)"""
+    scale: npt.NDArray[np.float32]
+    """(M,)"""
+    offset: npt.NDArray[np.float32]
+    """(M,)"""
+
+
+def as_bytes(values: Halves) -> Bytes:
+    """Maps (M, H, W), each between its least and its greatest value."""
+    wide = values.astype(np.float32)
+    offset = wide.min((1, 2))
+    scale = (wide.max((1, 2)) - offset) / np.float32(255)
+    steps = np.where(scale > 0, scale, 1)[:, None, None]
+    codes = np.rint((wide - offset[:, None, None]) / steps).clip(0, 255)
+    return Bytes(codes.astype(np.uint8), scale, offset)
+
+
 def maps_of_ranked(
     generation: Generation, layer: LayerRecord, channel: int, pooling: Pooling, rows: Rows
 ) -> Maps:
@@ -100,14 +131,25 @@ def kept_maps(
     return places, values[places]
 
 
-def patch_maps(generation: Generation, selectors: Sequence[Selector]) -> list[Maps]:
-    """The maps asked for, in order, neighbours of one layer together."""
-    if not selectors:
+def patch_maps(
+    generation: Generation, selectors: Sequence[Selector], grids: Sequence[Grid] = ()
+) -> list[Maps]:
+    """The maps asked for, one by one and then in grids, neighbours of one layer together."""
+    count = len(selectors) + sum(len(grid.rows) * len(grid.channels) for grid in grids)
+    if not count:
         raise InvalidArgumentError("maps is empty; name at least one layer, channel and row.")
-    if len(selectors) > MAX_MAPS:
-        raise InvalidArgumentError(
-            f"maps has {len(selectors)} entries; ask for at most {MAX_MAPS} at a time."
-        )
+    if count > MAX_MAPS:
+        what = f"maps has {count} entries" if not grids else f"maps and grids are {count} maps"
+        raise InvalidArgumentError(f"{what}; ask for at most {MAX_MAPS} at a time.")
+    selectors = [
+        *selectors,
+        *(
+            Selector(grid.layer, channel, row)
+            for grid in grids
+            for row in grid.rows
+            for channel in grid.channels
+        ),
+    ]
     for selector in selectors:
         check_channel(find_layer(generation, selector.layer), selector.channel)
         check_valid(generation, selector.row)
