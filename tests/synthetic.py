@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -180,11 +180,13 @@ def build(
     rows: int = ROWS,
     thumbnails: bool = True,
     complete: bool = False,
+    boxes: Callable[[np.random.Generator, RowRecord], tuple[Box, ...]] | None = None,
 ) -> Synthetic:
     """Make and publish an index in the new folder `index`.
 
-    With `complete` it has every kind of array, boxes and dense activations too, in small layers.
+    With `complete` it has boxes and dense activations too, in small layers.
     """
+    boxes = boxes or _boxes
     generator = np.random.default_rng(seed)
     layers = complete_layer_records(rows) if complete else layer_records(rows)
     shift = seed if complete else 0
@@ -192,7 +194,7 @@ def build(
     records = tuple(_record(row, rows, picture) for row, picture in enumerate(pictures))
     if complete:
         records = tuple(
-            replace(record, key=f"{record.key}{seed}", boxes=_boxes(generator))
+            replace(record, key=f"{record.key}{seed}", boxes=boxes(generator, record))
             for record in records
         )
     valid = np.array([record.valid for record in records])
@@ -203,8 +205,7 @@ def build(
         write_group(staged / layout.ARRAYS / group)
     for layer in layers:
         _write_layer(staged, layer, activations[layer.name], valid)
-        if complete:
-            _complete_layer(staged, layer, activations[layer.name], valid)
+        _write_rest(staged, layer, activations[layer.name], valid)
     write_rows(layout.rows_path(staged), lambda: [records])
     if thumbnails:
         lengths = np.array([len(picture) for picture in pictures], np.int64)
@@ -249,7 +250,7 @@ def _size(row: int) -> tuple[int, int]:
     return (16, 9) if row % 2 else (11, 16)
 
 
-def _boxes(generator: np.random.Generator) -> tuple[Box, ...]:
+def _boxes(generator: np.random.Generator, record: RowRecord) -> tuple[Box, ...]:
     """None, one or two boxes with corners of two digits."""
     corners = generator.integers(10, 100, (int(generator.integers(3)), 4)).tolist()
     return tuple(Box(None if box[0] % 2 else "tail", *map(float, box)) for box in corners)
@@ -331,7 +332,7 @@ def _write_layer(
     neighbours.build(file, layer.channels, len(images), [(vectors, images)])
 
 
-def _complete_layer(
+def _write_rest(
     staged: Path, layer: LayerRecord, activations: Half, valid: npt.NDArray[np.bool_]
 ) -> None:
     """The other direction of the scores, statistics, correlation, and activations if dense."""

@@ -98,7 +98,8 @@ def test_top_images_with_the_maps_that_are_kept(
                     pooling,
                 )
                 assert pairs(top.images) == expected[:k]
-                rows = [row for row, _ in expected[: min(k, shape.kept)]]
+                stored = truth.kept_rows(synthetic, layer, channel)
+                rows = [row for row, _ in expected[:k] if row in stored]
                 assert top.maps is not None
                 assert top.maps.layer == layer
                 assert_array_equal(top.maps.rows, rows)
@@ -155,6 +156,30 @@ def test_patch_maps_come_in_the_order_asked_for(client: Client, synthetic: Synth
         assert maps.generation == synthetic.generation
         dense = truth.maps(synthetic, maps.layer)
         assert_array_equal(maps.values, dense[maps.rows, ..., maps.channels])
+
+
+@pytest.mark.parametrize("encoding", ["float16", "uint8"])
+def test_a_grid_of_patch_maps(client: Client, synthetic: Synthetic, encoding: str) -> None:
+    rows, channels = np.array([7, 3, 7]), [2, 0]
+    maps = client.patch_map_grid(WHOLE, rows, channels, encoding=encoding)
+    assert maps.rows.tolist() == [7, 7, 3, 3, 7, 7]
+    assert maps.channels.tolist() == [2, 0] * 3
+    expected = truth.maps(synthetic, WHOLE)[maps.rows, ..., maps.channels]
+    # Maps of one patch have nothing between their least and greatest value.
+    assert_array_equal(maps.values, expected)
+    assert (maps.scale is None) == (encoding == "float16")
+
+
+def test_maps_with_a_byte_a_value(client: Client, synthetic: Synthetic) -> None:
+    rows = sorted(truth.kept_rows(synthetic, PLAIN, 5))
+    asked = [(PLAIN, 5, row) for row in rows]
+    [exact], [small] = client.patch_maps(asked), client.patch_maps(asked, encoding="uint8")
+    assert small.scale is not None
+    assert len(small.scale) == len(rows)
+    off = np.abs(exact.values.astype(np.float64) - small.values.astype(np.float64))
+    assert (off <= small.scale[:, None, None] * 0.51 + 2e-3).all()
+    with pytest.raises(UsageError, match="Encoding 'int4' is not known"):
+        client.patch_maps(asked, encoding="int4")
 
 
 @pytest.mark.parametrize("layer", SHAPES)

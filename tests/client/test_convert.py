@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from vitscope.client import convert
+from vitscope.client import convert, requests
 from vitscope.client.errors import ServerError, UsageError
 from vitscope.client.results import Image, Layer, PatchGrid, ScoredImage, TokenLayout
 from vitscope.v1 import index_pb2, query_pb2
@@ -31,17 +31,17 @@ def reply(maps: query_pb2.PatchMaps) -> query_pb2.GetPatchMapsResponse:
 
 @pytest.mark.parametrize("name", ["mean", "max", "cls"])
 def test_poolings_go_there_and_back(name: str) -> None:
-    assert convert.pooling_name(convert.pooling_value(name)) == name
+    assert convert.pooling_name(requests.pooling_value(name)) == name
 
 
 def test_an_unknown_pooling_names_the_choices() -> None:
     with pytest.raises(UsageError, match="'sum' is not known; choose one of mean, max, cls"):
-        convert.pooling_value("sum")
+        requests.pooling_value("sum")
 
 
 def test_every_pooling_of_the_proto_has_a_name() -> None:
     values = set(index_pb2.Pooling.values()) - {index_pb2.POOLING_UNSPECIFIED}
-    assert set(convert.POOLINGS.values()) == values
+    assert set(requests.POOLINGS.values()) == values
 
 
 def test_layer() -> None:
@@ -274,21 +274,21 @@ def test_a_view_of_nothing_is_refused(changes: dict[str, Any]) -> None:
 
 
 def test_requests_carry_what_was_asked() -> None:
-    request = convert.top_images_request("a", "blocks.0.mlp", np.int32(3), "cls", 0, maps=True)
+    request = requests.top_images_request("a", "blocks.0.mlp", np.int32(3), "cls", 0, maps=True)
     assert (request.index, request.layer, request.channel) == ("a", "blocks.0.mlp", 3)
     assert (request.pooling, request.k, request.include_maps) == (index_pb2.POOLING_CLS, 0, True)
     assert request.HasField("k")
-    assert not convert.top_images_request("", "x", 3, "mean", None, maps=False).HasField("k")
-    [selector] = convert.patch_maps_request("", [("x", 1, 2)]).maps
+    assert not requests.top_images_request("", "x", 3, "mean", None, maps=False).HasField("k")
+    [selector] = requests.patch_maps_request("", [("x", 1, 2)]).maps
     assert (selector.layer, selector.channel, selector.row) == ("x", 1, 2)
-    assert not convert.similar_images_request("", "x", 3, None).HasField("k")
-    assert list(convert.images_request("", np.array([3, 1])).rows) == [3, 1]
+    assert not requests.similar_images_request("", "x", 3, None).HasField("k")
+    assert list(requests.images_request("", np.array([3, 1])).rows) == [3, 1]
 
 
 def test_numbers_and_text_that_no_field_can_carry_are_refused() -> None:
     with pytest.raises(UsageError, match="channel 2147483648 is out of range"):
-        convert.top_images_request("", "x", 1 << 31, "mean", None, maps=False)
+        requests.top_images_request("", "x", 1 << 31, "mean", None, maps=False)
     with pytest.raises(UsageError, match="row"):
-        convert.images_request("", [1 << 63])
+        requests.images_request("", [1 << 63])
     with pytest.raises(UsageError, match="UTF-8"):
-        convert.index_request("\udcff")
+        requests.index_request("\udcff")

@@ -38,9 +38,9 @@ class WrongService(service_pb2_grpc.ActivationServiceServicer):
     def _single(self, request: Any, context: grpc.ServicerContext) -> Any:
         return next(self._stream(request, context))
 
-    ListIndexes = GetIndex = TopImages = SimilarImages = _single
+    ListIndexes = GetIndex = TopImages = SimilarImages = GetChannelStatistics = _single
     # mypy takes a stream's type for asyncio's too.
-    GetPatchMaps = GetImages = _stream  # type: ignore[assignment]
+    GetPatchMaps = GetImages = TopImagesOfChannels = _stream  # type: ignore[assignment]
 
 
 Wrong = Callable[..., str]
@@ -121,6 +121,30 @@ def test_too_few_images(wrong: Wrong) -> None:
             client.images([1, 2])
         with pytest.raises(ServerError, match="other images"):
             client.images([2])
+
+
+@pytest.mark.parametrize(
+    ("sent", "word"),
+    [
+        ([], "0 channels where 2"),
+        ([4], "1 channels where 2"),
+        ([2, 4], "other"),
+        ([4, 2, 2], "other"),
+    ],
+)
+def test_a_stream_of_other_channels(wrong: Wrong, sent: list[int], word: str) -> None:
+    address = wrong(*(query_pb2.TopImagesResponse(channel=channel) for channel in sent))
+    with Client(address) as client, pytest.raises(ServerError, match=word):
+        list(client.top_images_of_channels(LAYER, [4, 2]))
+
+
+@pytest.mark.parametrize("fields", [{"mean": [1]}, {"quantiles": [1, 2, 3]}, {"active": []}])
+def test_statistics_of_another_length(wrong: Wrong, fields: dict[str, Any]) -> None:
+    right: dict[str, Any] = {name: [1, 2] for name in ("channels", "mean", "variance", "active")}
+    right |= {"quantile_levels": [0, 1], "quantiles": [1, 2, 3, 4]}
+    reply = query_pb2.GetChannelStatisticsResponse(**right | fields)
+    with Client(wrong(reply)) as client, pytest.raises(ServerError, match="inconsistent"):
+        client.channel_statistics(LAYER)
 
 
 def test_a_stream_that_breaks_off_gives_nothing(wrong: Wrong) -> None:

@@ -8,7 +8,7 @@ import pytest
 from synthetic import build
 
 from vitscope.server.errors import InvalidArgumentError
-from vitscope.server.queries import similar_images, top_images
+from vitscope.server.queries.images import Question, similar_images, top_images
 from vitscope.store.generation import open_generation
 
 
@@ -19,4 +19,4 @@ def test_one_image_is_no_plural(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match=r"but there is 1 other valid image\."):
         similar_images(generation, "blocks.0.mlp", 1, 5)
     with pytest.raises(InvalidArgumentError, match=r"but there are 2 valid images\."):
-        top_images(generation, "blocks.0.mlp", 0, "mean", 5)
+        top_images(generation, "blocks.0.mlp", 0, Question(k=5))

@@ -7,7 +7,13 @@ import numpy.typing as npt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitscope.store.geometry import Rectangle, box_share, input_rectangles, source_rectangles
+from vitscope.store.geometry import (
+    Rectangle,
+    box_share,
+    boxes_share,
+    input_rectangles,
+    source_rectangles,
+)
 from vitscope.store.manifest import TokenLayout
 
 FINE = 8
@@ -121,3 +127,28 @@ def test_a_box_over_everything_covers_all_and_an_empty_one_nothing(
     assert (box_share(tokens, everything, view, (32, 48)) == 1).all()
     point = (view[0], view[1], view[0], view[1])
     assert (box_share(tokens, point, view, (32, 48)) == 0).all()
+
+
+@given(LAYOUTS, st.lists(rectangles(), max_size=4), rectangles())
+def test_boxes_cover_what_they_cover_together(
+    tokens: TokenLayout, boxes: list[Rectangle], view: Rectangle
+) -> None:
+    """Against a raster of points: those in any of the boxes."""
+    size = (32, 48)
+    found = boxes_share(tokens, boxes, view, size)
+    assert found.shape == (tokens.height, tokens.width)
+    patches = source_rectangles(tokens, view, size)
+    single = [box_share(tokens, box, view, size) for box in boxes]
+    # Between the most that one of them covers and all that they cover one by one.
+    assert (found >= np.max([np.zeros_like(found), *single], axis=0) - 1e-9).all()
+    assert (found <= np.sum([np.zeros_like(found), *single], axis=0) + 1e-9).all()
+    for y in range(tokens.height):
+        for x in range(tokens.width):
+            x0, y0, x1, y1 = patches[y, x]
+            xs = x0 + (np.arange(64) + 0.5) / 64 * (x1 - x0)
+            ys = y0 + (np.arange(64) + 0.5) / 64 * (y1 - y0)
+            inside = np.zeros((64, 64), np.bool_)
+            for left, upper, right, lower in boxes:
+                inside |= np.outer((ys > upper) & (ys < lower), (xs > left) & (xs < right))
+            # Each of up to 16 edges cuts a row or column of the raster at most.
+            assert abs(inside.mean() - found[y, x]) <= 16 / 64

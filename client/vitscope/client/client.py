@@ -1,21 +1,28 @@
 """The synchronous client: one method per question, results in plain Python and numpy."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self, SupportsIndex
 
 import grpc
 
-from vitscope.client import convert
+from vitscope.client import convert, requests
 from vitscope.client.errors import UsageError, rpc_errors
+from vitscope.client.filters import ImageFilter
 from vitscope.client.results import (
+    ChannelBoxScores,
+    ChannelStatistics,
     Image,
     Index,
     PatchMap,
     PatchMaps,
+    SimilarChannels,
     SimilarImages,
+    TopChannels,
     TopImages,
+    TopImagesByBox,
+    TopPatches,
 )
 from vitscope.v1 import query_pb2
 from vitscope.v1.service_pb2_grpc import ActivationServiceStub
@@ -78,7 +85,7 @@ class Client:
         for layer in client.index().layers:
             print(layer.name, layer.channels)
         """
-        request = convert.index_request(name)
+        request = requests.index_request(name)
         with rpc_errors(self._address):
             reply = self._stub.GetIndex(request, timeout=self._timeout)
         return convert.index(reply.index)
@@ -91,24 +98,212 @@ class Client:
         pooling: str = "mean",
         k: SupportsIndex | None = None,
         maps: bool = False,
+        where: ImageFilter | None = None,
+        order: str = "top",
+        band: tuple[float, float] | None = None,
+        distinct: bool = False,
         index: str = "",
     ) -> TopImages:
         """The `k` images on which a channel scores highest, exactly.
 
         top = client.top_images("blocks.5.mlp", 7, pooling="max", k=9)
         rows = [image.row for image in top.images]
+        middle = client.top_images("blocks.5.mlp", 7, band=(0.45, 0.55))
+        foxes = client.top_images("blocks.5.mlp", 7, where=ImageFilter(labels=["red_fox"]))
 
         `pooling` is 'mean', 'max' or 'cls'. Without `k` the server gives 20 images, or all if
         there are fewer. With `maps` the stored patch maps of these images come along; an index
         keeps those of the first `Layer.maps_per_channel`.
+
+        Only images that `where` lets through take part. `order` is 'top' or 'bottom'. `band` leaves
+        those whose score lies between two quantiles, given as shares from 0 to 1. `distinct` ranks
+        by `Distinctness.score`, so that an image that tops very many channels gives way.
         """
-        request = convert.top_images_request(index, layer, channel, pooling, k, maps)
+        ranked = requests.Ranked(pooling, k, maps, where, order, band, distinct)
+        request = requests.top_images_request(index, layer, channel, ranked)
         with rpc_errors(self._address):
             reply = self._stub.TopImages(request, timeout=self._timeout)
         return convert.top_images(reply, layer, channel)
 
+    def top_images_of_channels(
+        self,
+        layer: str,
+        channels: Sequence[SupportsIndex] | None = None,
+        *,
+        pooling: str = "mean",
+        k: SupportsIndex | None = None,
+        maps: bool = False,
+        where: ImageFilter | None = None,
+        order: str = "top",
+        band: tuple[float, float] | None = None,
+        distinct: bool = False,
+        index: str = "",
+    ) -> Iterator[TopImages]:
+        """`top_images` of several channels in one call, or of all of a layer, as they come.
+
+        for top in client.top_images_of_channels("blocks.5.mlp", k=9):
+            print(top.channel, [image.row for image in top.images])
+        """
+        ranked = requests.Ranked(pooling, k, maps, where, order, band, distinct)
+        request = requests.top_images_of_channels_request(index, layer, channels, ranked)
+        return self._top_images_of_channels(request, layer, channels)
+
+    def _top_images_of_channels(
+        self,
+        request: query_pb2.TopImagesOfChannelsRequest,
+        layer: str,
+        channels: Sequence[SupportsIndex] | None,
+    ) -> Iterator[TopImages]:
+        with rpc_errors(self._address):
+            replies = self._stub.TopImagesOfChannels(request, timeout=self._timeout)
+            yield from convert.top_images_stream(replies, layer, channels)
+
+    def channel_statistics(
+        self,
+        layer: str,
+        channels: Sequence[SupportsIndex] | None = None,
+        *,
+        pooling: str = "mean",
+        index: str = "",
+    ) -> ChannelStatistics:
+        """Moments and quantiles of channels' scores over all images; of all channels without any.
+
+        statistics = client.channel_statistics("blocks.5.mlp", pooling="max")
+        dead = statistics.channels[statistics.active == 0]
+        """
+        request = requests.channel_statistics_request(index, layer, channels, pooling)
+        with rpc_errors(self._address):
+            reply = self._stub.GetChannelStatistics(request, timeout=self._timeout)
+        return convert.channel_statistics(reply, layer)
+
+    def top_patches(
+        self,
+        layer: str,
+        channel: SupportsIndex,
+        *,
+        k: SupportsIndex | None = None,
+        where: ImageFilter | None = None,
+        index: str = "",
+    ) -> TopPatches:
+        """The `k` patches of all images on which a channel is strongest, exactly.
+
+        for patch in client.top_patches("blocks.5.mlp", 7, k=50).patches:
+            print(patch.row, patch.source)  # x0, y0, x1, y1 in pixels of the source picture
+
+        Raises `NotKeptError` where they may lie in images whose maps the index did not keep: for
+        more than `Layer.maps_per_channel`, and with a filter.
+        """
+        request = requests.top_patches_request(index, layer, channel, k, where)
+        with rpc_errors(self._address):
+            reply = self._stub.TopPatches(request, timeout=self._timeout)
+        return convert.top_patches(reply, layer, channel)
+
+    def top_channels(
+        self,
+        row: SupportsIndex,
+        *,
+        layers: Sequence[str] = (),
+        pooling: str | None = None,
+        patch: tuple[SupportsIndex, SupportsIndex] | None = None,
+        rectangle: tuple[float, float, float, float] | None = None,
+        box: SupportsIndex | None = None,
+        percentiles: bool = False,
+        k: SupportsIndex | None = None,
+        index: str = "",
+    ) -> TopChannels:
+        """The `k` channels that are strongest on image `row`, of some layers or all, exactly.
+
+        client.top_channels(12, percentiles=True)  # what is special about the image
+        client.top_channels(12, layers=["blocks.11.mlp"], patch=(3, 4))
+        client.top_channels(12, layers=["blocks.11.mlp"], box=0)  # inside its first box
+
+        By `pooling` ('mean' where nothing is given); on a `patch` (y, x) of the layer's grid; on a
+        `rectangle` (x0, y0, x1, y1) in pixels of the source picture, or a labelled `box` of the
+        image: the mean inside minus that outside. With `percentiles` channels are ranked by the
+        share of images that score lower, since some are strong on every image.
+
+        Raises `NotKeptError` for a part of an image where the index keeps pooled scores only.
+        """
+        part = requests.Part(pooling, patch, rectangle, box)
+        request = requests.top_channels_request(index, row, layers, part, percentiles, k)
+        with rpc_errors(self._address):
+            reply = self._stub.TopChannels(request, timeout=self._timeout)
+        return convert.top_channels(reply, row)
+
+    def similar_channels(
+        self,
+        layer: str,
+        channel: SupportsIndex,
+        *,
+        k: SupportsIndex | None = None,
+        layers: Sequence[str] = (),
+        index: str = "",
+    ) -> SimilarChannels:
+        """The `k` channels whose mean-pooled scores correlate most with a channel's, exactly.
+
+        near = client.similar_channels("blocks.5.mlp", 7, layers=["blocks.6.mlp"])
+
+        Among those of its own layer unless `layers` names others.
+        """
+        request = requests.similar_channels_request(index, layer, channel, k, layers)
+        with rpc_errors(self._address):
+            reply = self._stub.SimilarChannels(request, timeout=self._timeout)
+        return convert.similar_channels(reply, layer, channel)
+
+    def box_scores(
+        self,
+        layer: str,
+        channels: Sequence[SupportsIndex] | None = None,
+        *,
+        box_labels: Sequence[str] = (),
+        where: ImageFilter | None = None,
+        index: str = "",
+    ) -> ChannelBoxScores:
+        """How far channels look at labelled boxes, of all channels without any, exactly.
+
+        scores = client.box_scores("blocks.11.mlp", box_labels=["person"])
+        best = scores.channels[np.nanargmax(scores.auc)]
+
+        Means over the images that have a box with one of the labels, and whose map is kept: of all
+        with `--retain-all`, else of a channel's top images.
+        """
+        request = requests.box_scores_request(index, layer, channels, box_labels, where)
+        with rpc_errors(self._address):
+            reply = self._stub.GetBoxScores(request, timeout=self._timeout)
+        return convert.channel_box_scores(reply, layer)
+
+    def top_images_by_box(
+        self,
+        layer: str,
+        channel: SupportsIndex,
+        *,
+        box_labels: Sequence[str] = (),
+        where: ImageFilter | None = None,
+        measure: str = "contrast",
+        order: str = "top",
+        k: SupportsIndex | None = None,
+        index: str = "",
+    ) -> TopImagesByBox:
+        """The `k` images on which a channel looks most at labelled boxes, exactly.
+
+        past = client.top_images_by_box("blocks.11.mlp", 7, box_labels=["dog"], order="bottom")
+
+        `order` 'bottom' gives those on which it looks past them. `measure` is 'contrast', 'inside'
+        or 'auc'. Of the images whose map is kept, as in `box_scores`.
+        """
+        request = requests.top_images_by_box_request(
+            index, layer, channel, box_labels, where, measure, order, k
+        )
+        with rpc_errors(self._address):
+            reply = self._stub.TopImagesByBox(request, timeout=self._timeout)
+        return convert.top_images_by_box(reply, layer, channel)
+
     def patch_maps(
-        self, selectors: Sequence[convert.Selector], *, index: str = ""
+        self,
+        selectors: Sequence[requests.Selector],
+        *,
+        encoding: str = "float16",
+        index: str = "",
     ) -> list[PatchMaps]:
         """Many patch maps in one call, each asked for as (layer, channel, row).
 
@@ -116,12 +311,36 @@ class Client:
         maps.values[0]  # (H, W) of rows[0]
 
         They come in the order asked for; maps that follow each other and share layer and grid
-        are one result. Raises `NotKeptError` for a map that the index did not keep.
+        are one result. With `encoding` 'uint8' they take half of the bytes and are off by half of
+        `PatchMaps.scale` at most. Raises `NotKeptError` for a map that the index did not keep.
         """
-        request = convert.patch_maps_request(index, selectors)
+        request = requests.patch_maps_request(index, selectors, encoding)
         with rpc_errors(self._address):
             replies = list(self._stub.GetPatchMaps(request, timeout=self._timeout))
         return convert.patch_maps_stream(replies, selectors)
+
+    def patch_map_grid(
+        self,
+        layer: str,
+        rows: Sequence[SupportsIndex],
+        channels: Sequence[SupportsIndex],
+        *,
+        encoding: str = "float16",
+        index: str = "",
+    ) -> PatchMaps:
+        """The patch maps of every row with every channel, row by row.
+
+        maps = client.patch_map_grid("blocks.5.mlp", rows=[3, 9], channels=[7, 8])
+        maps.values.reshape(2, 2, *maps.values.shape[1:])  # by row, by channel
+
+        Raises as `patch_maps` does.
+        """
+        request = requests.patch_map_grid_request(index, layer, rows, channels, encoding)
+        asked = [(layer, channel, row) for row in rows for channel in channels]
+        with rpc_errors(self._address):
+            replies = list(self._stub.GetPatchMaps(request, timeout=self._timeout))
+        [maps] = convert.patch_maps_stream(replies, asked)
+        return maps
 
     def patch_map(
         self, layer: str, channel: SupportsIndex, row: SupportsIndex, *, index: str = ""
@@ -158,7 +377,7 @@ class Client:
 
         Without `k` the server gives 20 images, or all if there are fewer.
         """
-        request = convert.similar_images_request(index, layer, row, k)
+        request = requests.similar_images_request(index, layer, row, k)
         with rpc_errors(self._address):
             reply = self._stub.SimilarImages(request, timeout=self._timeout)
         return convert.similar_images(reply, layer, row)
@@ -169,7 +388,7 @@ class Client:
         [image] = client.images([12])
         PIL.Image.open(io.BytesIO(image.jpeg))
         """
-        request = convert.images_request(index, rows)
+        request = requests.images_request(index, rows)
         with rpc_errors(self._address):
             replies = list(self._stub.GetImages(request, timeout=self._timeout))
         return convert.images_stream(replies, rows)

@@ -1,115 +1,24 @@
-"""Protobuf on one side, results on the other: no other file knows both."""
+"""From replies to results, and never from a reply that makes no sense."""
 
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 
 from vitscope.client import results
-from vitscope.client.errors import ServerError, UsageError
+from vitscope.client.errors import ServerError
+from vitscope.client.requests import POOLINGS, Selector
 from vitscope.v1 import index_pb2, query_pb2
 
-POOLINGS: dict[str, index_pb2.Pooling.ValueType] = {
-    "mean": index_pb2.POOLING_MEAN,
-    "max": index_pb2.POOLING_MAX,
-    "cls": index_pb2.POOLING_CLS,
-}
 _POOLING_NAMES = {value: name for name, value in POOLINGS.items()}
 
 _MOST = 1 << 12
 """More patches than this along a side are a mistake."""
 _LARGEST = 64
 """So are patches that are larger than so many inputs."""
-
-Selector = tuple[str, SupportsIndex, SupportsIndex]
-"""(layer, channel, row)"""
-
-# ---- arguments -> requests
-
-
-def pooling_value(name: str) -> index_pb2.Pooling.ValueType:
-    """The enum value of a pooling's name."""
-    try:
-        return POOLINGS[name]
-    except KeyError:
-        choices = ", ".join(POOLINGS)
-        raise UsageError(f"Pooling {name!r} is not known; choose one of {choices}.") from None
-
-
-def index_request(index: str) -> query_pb2.GetIndexRequest:
-    return query_pb2.GetIndexRequest(index=_text("index", index))
-
-
-def top_images_request(
-    index: str,
-    layer: str,
-    channel: SupportsIndex,
-    pooling: str,
-    k: SupportsIndex | None,
-    maps: bool,
-) -> query_pb2.TopImagesRequest:
-    return query_pb2.TopImagesRequest(
-        index=_text("index", index),
-        layer=_text("layer", layer),
-        channel=_whole("channel", channel, bits=32),
-        pooling=pooling_value(pooling),
-        k=None if k is None else _whole("k", k, bits=32),
-        include_maps=maps,
-    )
-
-
-def patch_maps_request(index: str, selectors: Iterable[Selector]) -> query_pb2.GetPatchMapsRequest:
-    return query_pb2.GetPatchMapsRequest(
-        index=_text("index", index),
-        maps=[
-            query_pb2.PatchMapSelector(
-                layer=_text("layer", layer),
-                channel=_whole("channel", channel, bits=32),
-                row=_whole("row", row, bits=64),
-            )
-            for layer, channel, row in selectors
-        ],
-    )
-
-
-def similar_images_request(
-    index: str, layer: str, row: SupportsIndex, k: SupportsIndex | None
-) -> query_pb2.SimilarImagesRequest:
-    return query_pb2.SimilarImagesRequest(
-        index=_text("index", index),
-        layer=_text("layer", layer),
-        row=_whole("row", row, bits=64),
-        k=None if k is None else _whole("k", k, bits=32),
-    )
-
-
-def images_request(index: str, rows: Iterable[SupportsIndex]) -> query_pb2.GetImagesRequest:
-    return query_pb2.GetImagesRequest(
-        index=_text("index", index), rows=[_whole("row", row, bits=64) for row in rows]
-    )
-
-
-def _whole(name: str, value: SupportsIndex, *, bits: int) -> int:
-    """`value` as an int that its field on the wire can carry; what it means is the server's."""
-    number = operator.index(value)
-    limit = 1 << (bits - 1)
-    if not -limit <= number < limit:
-        raise UsageError(f"{name} {number} is out of range: it does not fit in {bits} bits.")
-    return number
-
-
-def _text(name: str, value: str) -> str:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise UsageError(f"{name} {value!r} is not text that UTF-8 can carry.") from None
-    return value
-
-
-# ---- replies -> results
 
 
 def pooling_name(value: index_pb2.Pooling.ValueType) -> str:
@@ -183,7 +92,96 @@ def top_images(
         pooling=pooling_name(message.pooling),
         images=tuple(map(scored_image, message.images)),
         maps=patch_maps(message.maps, message.generation) if has_maps else None,
+        candidates=message.candidates,
     )
+
+
+def top_images_stream(
+    messages: Iterable[query_pb2.TopImagesResponse],
+    layer: str,
+    channels: Sequence[SupportsIndex] | None,
+) -> Iterator[results.TopImages]:
+    """The answers in the order of the channels asked for."""
+    asked = None if channels is None else list(map(operator.index, channels))
+    count = 0
+    for message in messages:
+        if asked is not None and asked[count : count + 1] != [message.channel]:
+            raise ServerError("The server sent other channels than those asked for.")
+        count += 1
+        yield top_images(message, layer, message.channel)
+    if asked is not None and count < len(asked):
+        raise ServerError(f"The server sent {count} channels where {len(asked)} were asked for.")
+
+
+def channel_statistics(
+    message: query_pb2.GetChannelStatisticsResponse, layer: str
+) -> results.ChannelStatistics:
+    count, levels = len(message.channels), len(message.quantile_levels)
+    columns = message.mean, message.variance, message.active
+    if any(len(each) != count for each in columns) or len(message.quantiles) != count * levels:
+        raise ServerError(
+            f"The server's reply is inconsistent: statistics of {count} channels with "
+            f"{len(message.mean)} means and {len(message.quantiles)} quantiles at {levels} levels."
+        )
+    return results.ChannelStatistics(
+        generation=message.generation,
+        layer=layer,
+        pooling=pooling_name(message.pooling),
+        channels=np.array(message.channels, np.int32),
+        mean=np.array(message.mean, np.float64),
+        variance=np.array(message.variance, np.float64),
+        active=np.array(message.active, np.float64),
+        quantile_levels=np.array(message.quantile_levels, np.float64),
+        quantiles=np.array(message.quantiles, np.float32).reshape(count, levels),
+    )
+
+
+def top_patches(
+    message: query_pb2.TopPatchesResponse, layer: str, channel: SupportsIndex
+) -> results.TopPatches:
+    """The reply joined with the question, which it does not repeat."""
+    height, width = (
+        1 + max((getattr(p, axis) for p in message.patches), default=0) for axis in "yx"
+    )
+    return results.TopPatches(
+        generation=message.generation,
+        layer=layer,
+        channel=operator.index(channel),
+        patches=tuple(map(scored_patch, message.patches)),
+        grid=patch_grid(message.grid, height, width),
+    )
+
+
+def scored_patch(message: query_pb2.ScoredPatch) -> results.ScoredPatch:
+    source = message.source
+    return results.ScoredPatch(
+        row=message.row,
+        key=message.key,
+        label=message.label if message.HasField("label") else None,
+        y=message.y,
+        x=message.x,
+        score=message.score,
+        source=(source.x0, source.y0, source.x1, source.y1) if message.HasField("source") else None,
+    )
+
+
+def top_channels(message: query_pb2.TopChannelsResponse, row: SupportsIndex) -> results.TopChannels:
+    """The reply joined with the question, which it does not repeat."""
+    channels = tuple(map(scored_channel, message.channels))
+    return results.TopChannels(message.generation, operator.index(row), channels)
+
+
+def similar_channels(
+    message: query_pb2.SimilarChannelsResponse, layer: str, channel: SupportsIndex
+) -> results.SimilarChannels:
+    """The reply joined with the question, which it does not repeat."""
+    channels = tuple(map(scored_channel, message.channels))
+    return results.SimilarChannels(message.generation, layer, operator.index(channel), channels)
+
+
+def scored_channel(message: query_pb2.ScoredChannel) -> results.ScoredChannel:
+    percentile = message.percentile if message.HasField("percentile") else None
+    return results.ScoredChannel(message.layer, message.channel, message.score, percentile)
 
 
 def similar_images(
@@ -201,31 +199,51 @@ def similar_images(
 
 
 def scored_image(message: query_pb2.ScoredImage) -> results.ScoredImage:
-    label = message.label if message.HasField("label") else None
-    return results.ScoredImage(message.row, message.key, label, message.score)
+    distinct = message.distinctness
+    return results.ScoredImage(
+        row=message.row,
+        key=message.key,
+        label=message.label if message.HasField("label") else None,
+        score=message.score,
+        distinctness=results.Distinctness(distinct.score, distinct.hubs)
+        if message.HasField("distinctness")
+        else None,
+    )
 
 
 def patch_maps(message: query_pb2.PatchMaps, generation: str) -> results.PatchMaps:
     count, height, width = len(message.rows), message.height, message.width
+    small = message.encoding == query_pb2.MAP_ENCODING_UINT8
     consistent = (
         min(height, width) >= (1 if count else 0)
         and max(height, width) <= _MOST
         and len(message.channels) == count
-        and len(message.values) == count * height * width * 2
+        and len(message.values) == count * height * width * (1 if small else 2)
+        and len(message.scale) == len(message.offset) == (count if small else 0)
+        and message.encoding <= query_pb2.MAP_ENCODING_UINT8
     )
     if not consistent:
         raise ServerError(
             f"The server's reply is inconsistent: {count} rows, {len(message.channels)} channels "
             f"and {len(message.values)} bytes for maps of {height} x {width} patches."
         )
-    values = np.frombuffer(message.values, "<f2").astype(np.float16, copy=False)
+    scale = np.array(message.scale, np.float32) if small else None
+    if scale is None:
+        values = np.frombuffer(message.values, "<f2").astype(np.float16, copy=False)
+        values = values.reshape(count, height, width)
+    else:
+        codes = np.frombuffer(message.values, np.uint8).reshape(count, height, width)
+        offset = np.array(message.offset, np.float32)
+        wide = offset[:, None, None] + scale[:, None, None] * codes
+        values = wide.astype(np.float16)
     return results.PatchMaps(
         generation=generation,
         layer=message.layer,
         rows=np.array(message.rows, np.int64),
         channels=np.array(message.channels, np.int32),
-        values=values.reshape(count, height, width),
+        values=values,
         grid=patch_grid(message.grid, height, width) if message.HasField("grid") else None,
+        scale=scale,
     )
 
 
@@ -290,7 +308,15 @@ def _joined(parts: Sequence[results.PatchMaps]) -> results.PatchMaps:
         channels=np.concatenate([part.channels for part in parts]),
         values=np.concatenate([part.values for part in parts]),
         grid=parts[0].grid,
+        scale=_joined_scale(parts),
     )
+
+
+def _joined_scale(
+    parts: Sequence[results.PatchMaps],
+) -> np.ndarray[Any, np.dtype[np.float32]] | None:
+    scales = [part.scale for part in parts if part.scale is not None]
+    return np.concatenate(scales) if scales else None
 
 
 def images_stream(

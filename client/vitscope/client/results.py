@@ -82,6 +82,17 @@ class Index:
 
 
 @dataclass(frozen=True, slots=True)
+class Distinctness:
+    """What ranks an image where hub images, which top many channels, are to give way."""
+
+    score: float
+    """z * ln((1 + C) / (1 + hubs)) / ln(1 + C) where z is positive, else z: z is the score's
+    distance from the channel's mean in standard deviations, C the channels of the layer."""
+    hubs: int
+    """Channels of the layer that have the image among their best ten."""
+
+
+@dataclass(frozen=True, slots=True)
 class ScoredImage:
     """An image and its score in an answer that ranks images."""
 
@@ -91,6 +102,8 @@ class ScoredImage:
     label: str | None
     score: float
     """Exactly the stored float16 activation; among similar images a cosine."""
+    distinctness: Distinctness | None = None
+    """Where images were ranked as distinct ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +137,9 @@ class PatchMaps:
     """(M, H, W) activations."""
     grid: PatchGrid | None
     """None where an older server does not tell; its patches cover the input evenly."""
+    scale: NDArray[np.float32] | None = None
+    """(M,) where maps came with a byte a value: each is off by half of it at most, and by what
+    float16 rounds."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -150,9 +166,98 @@ class TopImages:
     pooling: str
     """'mean', 'max' or 'cls': what ranked."""
     images: tuple[ScoredImage, ...]
-    """Higher score first, then lower row."""
+    """In the order asked for, lower rows first among equal scores."""
     maps: PatchMaps | None
     """Where asked for: the stored maps of these images, in their order; some may have none."""
+    candidates: int
+    """How many images the filter let through; 0 where an older server does not tell."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChannelStatistics:
+    """Statistics of the scores of channels over all valid images. Axes: C channels, Q quantiles."""
+
+    generation: str
+    layer: str
+    pooling: str
+    channels: NDArray[np.int32]
+    """(C,)"""
+    mean: NDArray[np.float64]
+    """(C,)"""
+    variance: NDArray[np.float64]
+    """(C,), of the population."""
+    active: NDArray[np.float64]
+    """(C,), share of images with a score above 0."""
+    quantile_levels: NDArray[np.float64]
+    """(Q,), from 0 to 1."""
+    quantiles: NDArray[np.float32]
+    """(C, Q), each the score of some image."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPatch:
+    """A patch and its activation in an answer that ranks patches."""
+
+    row: int
+    key: str
+    """The image's name within its source, to be read; never a path to open."""
+    label: str | None
+    y: int
+    """From the top of the layer's grid."""
+    x: int
+    """From the left."""
+    score: float
+    """The stored float16 activation."""
+    source: tuple[float, float, float, float] | None
+    """What the patch covers of the source picture: x0, y0, x1, y1 in pixels of it. None where the
+    index does not tell, as old ones do not."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopPatches:
+    """The patches of all images on which a channel is strongest."""
+
+    generation: str
+    layer: str
+    channel: int
+    patches: tuple[ScoredPatch, ...]
+    """Higher activation first, then lower row, then from top to bottom and from left to right."""
+    grid: PatchGrid
+    """Where the layer's patches lie in the model's input."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredChannel:
+    """A channel in an answer that ranks channels."""
+
+    layer: str
+    channel: int
+    score: float
+    """Its score, or a correlation."""
+    percentile: float | None = None
+    """Where asked for: the share of valid images that score lower, from 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopChannels:
+    """The channels that are strongest on an image, or on a part of it."""
+
+    generation: str
+    row: int
+    channels: tuple[ScoredChannel, ...]
+    """Strongest first; among equals the earlier layer, then the lower channel."""
+
+
+@dataclass(frozen=True, slots=True)
+class SimilarChannels:
+    """The channels whose mean-pooled scores go with a channel's over the data set."""
+
+    generation: str
+    layer: str
+    channel: int
+    """The channel whose like these are; it is not among them."""
+    channels: tuple[ScoredChannel, ...]
+    """Higher correlation first, then earlier layer, then lower channel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,3 +298,61 @@ class Image:
     """What of the source picture the whole of the model's input shows: x0, y0, x1, y1 in pixels
     of it, beyond its edges where the transform pads. None where the picture could not be read,
     or where the index does not tell, as old ones do not."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoxScores:
+    """How a patch map lies to the labelled boxes of its image, or maps on average."""
+
+    inside: float
+    """Share of the positive activation that lies in the boxes; NaN where there is none."""
+    area: float
+    """Share of the patches' area in the boxes: what `inside` is of an even map."""
+    auc: float
+    """Area under the ROC curve of telling inside from outside by the activation."""
+    contrast: float
+    """Mean activation inside minus mean activation outside."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChannelBoxScores:
+    """How far channels look at labelled boxes: means over images. Axis: C channels."""
+
+    generation: str
+    layer: str
+    channels: NDArray[np.int32]
+    """(C,)"""
+    images: NDArray[np.int64]
+    """(C,), how many have such a box and a map that is kept; without any, scores are NaN."""
+    inside: NDArray[np.float64]
+    """(C,), as in `BoxScores`, without the images that have no positive activation."""
+    area: NDArray[np.float64]
+    """(C,)"""
+    auc: NDArray[np.float64]
+    """(C,)"""
+    contrast: NDArray[np.float64]
+    """(C,)"""
+
+
+@dataclass(frozen=True, slots=True)
+class BoxedImage:
+    """An image in an answer that ranks images by how a channel's map lies to their boxes."""
+
+    row: int
+    key: str
+    """The image's name within its source, to be read; never a path to open."""
+    label: str | None
+    scores: BoxScores
+
+
+@dataclass(frozen=True, slots=True)
+class TopImagesByBox:
+    """The images on which a channel looks most, or least, at labelled boxes."""
+
+    generation: str
+    layer: str
+    channel: int
+    images: tuple[BoxedImage, ...]
+    """In the order asked for, lower rows first among equals."""
+    candidates: int
+    """How many images have such a box and a map that is kept."""

@@ -9,6 +9,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from vitscope.v1 import index_pb2 as _index_pb2
 import builtins as _builtins
 import sys
@@ -20,6 +21,117 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Order:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Order.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ORDER_UNSPECIFIED: _Order.ValueType  # 0
+    """As ORDER_TOP."""
+    ORDER_TOP: _Order.ValueType  # 1
+    """Higher score first, then lower row."""
+    ORDER_BOTTOM: _Order.ValueType  # 2
+    """Lower score first, then lower row."""
+
+class Order(_Order, metaclass=_OrderEnumTypeWrapper):
+    """From which end images are ranked."""
+
+ORDER_UNSPECIFIED: Order.ValueType  # 0
+"""As ORDER_TOP."""
+ORDER_TOP: Order.ValueType  # 1
+"""Higher score first, then lower row."""
+ORDER_BOTTOM: Order.ValueType  # 2
+"""Lower score first, then lower row."""
+Global___Order: _TypeAlias = Order  # noqa: Y015
+
+class _MapEncoding:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MapEncodingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MapEncoding.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MAP_ENCODING_UNSPECIFIED: _MapEncoding.ValueType  # 0
+    """As MAP_ENCODING_FLOAT16."""
+    MAP_ENCODING_FLOAT16: _MapEncoding.ValueType  # 1
+    """Exactly the stored activations."""
+    MAP_ENCODING_UINT8: _MapEncoding.ValueType  # 2
+    """A byte a value, between the least and the greatest of its map."""
+
+class MapEncoding(_MapEncoding, metaclass=_MapEncodingEnumTypeWrapper): ...
+
+MAP_ENCODING_UNSPECIFIED: MapEncoding.ValueType  # 0
+"""As MAP_ENCODING_FLOAT16."""
+MAP_ENCODING_FLOAT16: MapEncoding.ValueType  # 1
+"""Exactly the stored activations."""
+MAP_ENCODING_UINT8: MapEncoding.ValueType  # 2
+"""A byte a value, between the least and the greatest of its map."""
+Global___MapEncoding: _TypeAlias = MapEncoding  # noqa: Y015
+
+class _MapSource:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MapSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MapSource.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MAP_SOURCE_UNSPECIFIED: _MapSource.ValueType  # 0
+    MAP_SOURCE_KEPT: _MapSource.ValueType  # 1
+    """From the index."""
+
+class MapSource(_MapSource, metaclass=_MapSourceEnumTypeWrapper):
+    """Where maps come from."""
+
+MAP_SOURCE_UNSPECIFIED: MapSource.ValueType  # 0
+MAP_SOURCE_KEPT: MapSource.ValueType  # 1
+"""From the index."""
+Global___MapSource: _TypeAlias = MapSource  # noqa: Y015
+
+class _Measure:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MeasureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Measure.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MEASURE_UNSPECIFIED: _Measure.ValueType  # 0
+    """As MEASURE_VALUE."""
+    MEASURE_VALUE: _Measure.ValueType  # 1
+    """The score itself. A few channels are strongest on every image."""
+    MEASURE_PERCENTILE: _Measure.ValueType  # 2
+    """The share of valid images whose score of the same channel is lower."""
+
+class Measure(_Measure, metaclass=_MeasureEnumTypeWrapper):
+    """What the scores of channels on one image are ranked by."""
+
+MEASURE_UNSPECIFIED: Measure.ValueType  # 0
+"""As MEASURE_VALUE."""
+MEASURE_VALUE: Measure.ValueType  # 1
+"""The score itself. A few channels are strongest on every image."""
+MEASURE_PERCENTILE: Measure.ValueType  # 2
+"""The share of valid images whose score of the same channel is lower."""
+Global___Measure: _TypeAlias = Measure  # noqa: Y015
+
+class _BoxMeasure:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BoxMeasureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BoxMeasure.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BOX_MEASURE_UNSPECIFIED: _BoxMeasure.ValueType  # 0
+    """As BOX_MEASURE_CONTRAST."""
+    BOX_MEASURE_CONTRAST: _BoxMeasure.ValueType  # 1
+    BOX_MEASURE_INSIDE: _BoxMeasure.ValueType  # 2
+    BOX_MEASURE_AUC: _BoxMeasure.ValueType  # 3
+
+class BoxMeasure(_BoxMeasure, metaclass=_BoxMeasureEnumTypeWrapper):
+    """What images are ranked by."""
+
+BOX_MEASURE_UNSPECIFIED: BoxMeasure.ValueType  # 0
+"""As BOX_MEASURE_CONTRAST."""
+BOX_MEASURE_CONTRAST: BoxMeasure.ValueType  # 1
+BOX_MEASURE_INSIDE: BoxMeasure.ValueType  # 2
+BOX_MEASURE_AUC: BoxMeasure.ValueType  # 3
+Global___BoxMeasure: _TypeAlias = BoxMeasure  # noqa: Y015
 
 @_typing.final
 class ListIndexesRequest(_message.Message):
@@ -107,6 +219,7 @@ class ScoredImage(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     LABEL_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
+    DISTINCTNESS_FIELD_NUMBER: _builtins.int
     row: _builtins.int
     """Ordinal in the frozen row list."""
     key: _builtins.str
@@ -114,6 +227,10 @@ class ScoredImage(_message.Message):
     label: _builtins.str
     score: _builtins.float
     """Exactly the stored float16 score, or a similarity."""
+    @_builtins.property
+    def distinctness(self) -> Global___Distinctness:
+        """Where images were ranked as distinct ones; see TopImagesRequest."""
+
     def __init__(
         self,
         *,
@@ -121,16 +238,120 @@ class ScoredImage(_message.Message):
         key: _builtins.str = ...,
         label: _builtins.str | None = ...,
         score: _builtins.float = ...,
+        distinctness: Global___Distinctness | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_label", b"_label", "label", b"label"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_distinctness", b"_distinctness", "_label", b"_label", "distinctness", b"distinctness", "label", b"label"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_label", b"_label", "key", b"key", "label", b"label", "row", b"row", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_distinctness", b"_distinctness", "_label", b"_label", "distinctness", b"distinctness", "key", b"key", "label", b"label", "row", b"row", "score", b"score"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__distinctness: _TypeAlias = _typing.Literal["distinctness"]  # noqa: Y015
+    _WhichOneofArgType__distinctness: _TypeAlias = _typing.Literal["_distinctness", b"_distinctness"]  # noqa: Y015
     _WhichOneofReturnType__label: _TypeAlias = _typing.Literal["label"]  # noqa: Y015
     _WhichOneofArgType__label: _TypeAlias = _typing.Literal["_label", b"_label"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__distinctness) -> _WhichOneofReturnType__distinctness | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__label) -> _WhichOneofReturnType__label | None: ...
 
 Global___ScoredImage: _TypeAlias = ScoredImage  # noqa: Y015
+
+@_typing.final
+class Distinctness(_message.Message):
+    """What ranks an image where hub images, which top many channels, are to give way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCORE_FIELD_NUMBER: _builtins.int
+    HUBS_FIELD_NUMBER: _builtins.int
+    score: _builtins.float
+    """z * ln((1 + C) / (1 + hubs)) / ln(1 + C) where z is positive, else z: z is the score's distance
+    from the channel's mean over all valid images in standard deviations, C the layer's channels.
+    """
+    hubs: _builtins.int
+    """Channels of the layer that have the image among their best ten by this pooling."""
+    def __init__(
+        self,
+        *,
+        score: _builtins.float = ...,
+        hubs: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hubs", b"hubs", "score", b"score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Distinctness: _TypeAlias = Distinctness  # noqa: Y015
+
+@_typing.final
+class ImageFilter(_message.Message):
+    """Which images take part: those that all of what is given lets through; valid ones only, always."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LABELS_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    HAS_BOX_FIELD_NUMBER: _builtins.int
+    BOX_LABELS_FIELD_NUMBER: _builtins.int
+    has_box: _builtins.bool
+    """Images with a labelled box, or without one."""
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Images with one of these labels."""
+
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Images of these rows; their order and repetitions do not matter."""
+
+    @_builtins.property
+    def box_labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Images with a box that has one of these labels."""
+
+    def __init__(
+        self,
+        *,
+        labels: _abc.Iterable[_builtins.str] | None = ...,
+        rows: _abc.Iterable[_builtins.int] | None = ...,
+        has_box: _builtins.bool | None = ...,
+        box_labels: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_has_box", b"_has_box", "has_box", b"has_box"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_has_box", b"_has_box", "box_labels", b"box_labels", "has_box", b"has_box", "labels", b"labels", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__has_box: _TypeAlias = _typing.Literal["has_box"]  # noqa: Y015
+    _WhichOneofArgType__has_box: _TypeAlias = _typing.Literal["_has_box", b"_has_box"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__has_box) -> _WhichOneofReturnType__has_box | None: ...
+
+Global___ImageFilter: _TypeAlias = ImageFilter  # noqa: Y015
+
+@_typing.final
+class QuantileBand(_message.Message):
+    """Images whose score is at least the quantile `low` and at most the quantile `high` of the scores of
+    all images that the filter lets through. A quantile is the smallest score that at least its share
+    of them does not exceed.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    low: _builtins.float
+    """Shares from 0 to 1."""
+    high: _builtins.float
+    def __init__(
+        self,
+        *,
+        low: _builtins.float = ...,
+        high: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["high", b"high", "low", b"low"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuantileBand: _TypeAlias = QuantileBand  # noqa: Y015
 
 @_typing.final
 class PatchGrid(_message.Message):
@@ -182,11 +403,17 @@ class PatchMaps(_message.Message):
     WIDTH_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
     GRID_FIELD_NUMBER: _builtins.int
+    ENCODING_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
     layer: _builtins.str
     height: _builtins.int
     width: _builtins.int
     values: _builtins.bytes
-    """len(rows) x height x width little-endian float16 values, row-major."""
+    """len(rows) x height x width values, row-major: little-endian float16, or as `encoding` says."""
+    encoding: Global___MapEncoding.ValueType
+    source: Global___MapSource.ValueType
     @_builtins.property
     def rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -197,6 +424,14 @@ class PatchMaps(_message.Message):
         it out: their patches cover the input evenly.
         """
 
+    @_builtins.property
+    def scale(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """With MAP_ENCODING_UINT8, one of each a map: a byte b stands for offset + scale * b, and is off by
+        half of `scale` at most.
+        """
+
+    @_builtins.property
+    def offset(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
     def __init__(
         self,
         *,
@@ -207,10 +442,14 @@ class PatchMaps(_message.Message):
         width: _builtins.int = ...,
         values: _builtins.bytes = ...,
         grid: Global___PatchGrid | None = ...,
+        encoding: Global___MapEncoding.ValueType = ...,
+        scale: _abc.Iterable[_builtins.float] | None = ...,
+        offset: _abc.Iterable[_builtins.float] | None = ...,
+        source: Global___MapSource.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["grid", b"grid"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "grid", b"grid", "height", b"height", "layer", b"layer", "rows", b"rows", "values", b"values", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "encoding", b"encoding", "grid", b"grid", "height", b"height", "layer", b"layer", "offset", b"offset", "rows", b"rows", "scale", b"scale", "source", b"source", "values", b"values", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -226,15 +465,28 @@ class TopImagesRequest(_message.Message):
     POOLING_FIELD_NUMBER: _builtins.int
     K_FIELD_NUMBER: _builtins.int
     INCLUDE_MAPS_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    BAND_FIELD_NUMBER: _builtins.int
+    DISTINCT_FIELD_NUMBER: _builtins.int
     index: _builtins.str
     layer: _builtins.str
     channel: _builtins.int
     pooling: _index_pb2.Pooling.ValueType
     """Unspecified means POOLING_MEAN."""
     k: _builtins.int
-    """At least 1 and at most the number of valid images; absent, the server takes 20 or all if fewer."""
+    """At least 1 and at most the number of valid images; absent, the server takes 20 or all if fewer.
+    Of images that pass filter and band there may be fewer; then all come.
+    """
     include_maps: _builtins.bool
     """Also return the patch maps that are stored for the images in the answer."""
+    order: Global___Order.ValueType
+    distinct: _builtins.bool
+    """Rank by `Distinctness.score` instead; neither with ORDER_BOTTOM nor with a band."""
+    @_builtins.property
+    def filter(self) -> Global___ImageFilter: ...
+    @_builtins.property
+    def band(self) -> Global___QuantileBand: ...
     def __init__(
         self,
         *,
@@ -244,10 +496,14 @@ class TopImagesRequest(_message.Message):
         pooling: _index_pb2.Pooling.ValueType = ...,
         k: _builtins.int | None = ...,
         include_maps: _builtins.bool = ...,
+        filter: Global___ImageFilter | None = ...,
+        order: Global___Order.ValueType = ...,
+        band: Global___QuantileBand | None = ...,
+        distinct: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "k", b"k"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "band", b"band", "filter", b"filter", "k", b"k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "channel", b"channel", "include_maps", b"include_maps", "index", b"index", "k", b"k", "layer", b"layer", "pooling", b"pooling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "band", b"band", "channel", b"channel", "distinct", b"distinct", "filter", b"filter", "include_maps", b"include_maps", "index", b"index", "k", b"k", "layer", b"layer", "order", b"order", "pooling", b"pooling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__k: _TypeAlias = _typing.Literal["k"]  # noqa: Y015
     _WhichOneofArgType__k: _TypeAlias = _typing.Literal["_k", b"_k"]  # noqa: Y015
@@ -263,12 +519,19 @@ class TopImagesResponse(_message.Message):
     POOLING_FIELD_NUMBER: _builtins.int
     IMAGES_FIELD_NUMBER: _builtins.int
     MAPS_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
     generation: _builtins.str
     pooling: _index_pb2.Pooling.ValueType
     """The pooling that ranked."""
+    layer: _builtins.str
+    channel: _builtins.int
+    candidates: _builtins.int
+    """How many images the filter let through."""
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoredImage]:
-        """Higher score first, then lower row."""
+        """In the order asked for."""
 
     @_builtins.property
     def maps(self) -> Global___PatchMaps:
@@ -281,14 +544,72 @@ class TopImagesResponse(_message.Message):
         pooling: _index_pb2.Pooling.ValueType = ...,
         images: _abc.Iterable[Global___ScoredImage] | None = ...,
         maps: Global___PatchMaps | None = ...,
+        layer: _builtins.str = ...,
+        channel: _builtins.int = ...,
+        candidates: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["maps", b"maps"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "images", b"images", "maps", b"maps", "pooling", b"pooling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "channel", b"channel", "generation", b"generation", "images", b"images", "layer", b"layer", "maps", b"maps", "pooling", b"pooling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TopImagesResponse: _TypeAlias = TopImagesResponse  # noqa: Y015
+
+@_typing.final
+class TopImagesOfChannelsRequest(_message.Message):
+    """The same question about several channels of a layer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    CHANNELS_FIELD_NUMBER: _builtins.int
+    POOLING_FIELD_NUMBER: _builtins.int
+    K_FIELD_NUMBER: _builtins.int
+    INCLUDE_MAPS_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    BAND_FIELD_NUMBER: _builtins.int
+    DISTINCT_FIELD_NUMBER: _builtins.int
+    index: _builtins.str
+    layer: _builtins.str
+    pooling: _index_pb2.Pooling.ValueType
+    k: _builtins.int
+    include_maps: _builtins.bool
+    order: Global___Order.ValueType
+    distinct: _builtins.bool
+    @_builtins.property
+    def channels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """In the order of the answers; none means all channels of the layer."""
+
+    @_builtins.property
+    def filter(self) -> Global___ImageFilter: ...
+    @_builtins.property
+    def band(self) -> Global___QuantileBand: ...
+    def __init__(
+        self,
+        *,
+        index: _builtins.str = ...,
+        layer: _builtins.str = ...,
+        channels: _abc.Iterable[_builtins.int] | None = ...,
+        pooling: _index_pb2.Pooling.ValueType = ...,
+        k: _builtins.int | None = ...,
+        include_maps: _builtins.bool = ...,
+        filter: Global___ImageFilter | None = ...,
+        order: Global___Order.ValueType = ...,
+        band: Global___QuantileBand | None = ...,
+        distinct: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "band", b"band", "filter", b"filter", "k", b"k"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "band", b"band", "channels", b"channels", "distinct", b"distinct", "filter", b"filter", "include_maps", b"include_maps", "index", b"index", "k", b"k", "layer", b"layer", "order", b"order", "pooling", b"pooling"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__k: _TypeAlias = _typing.Literal["k"]  # noqa: Y015
+    _WhichOneofArgType__k: _TypeAlias = _typing.Literal["_k", b"_k"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__k) -> _WhichOneofReturnType__k | None: ...
+
+Global___TopImagesOfChannelsRequest: _TypeAlias = TopImagesOfChannelsRequest  # noqa: Y015
 
 @_typing.final
 class PatchMapSelector(_message.Message):
@@ -318,23 +639,61 @@ class PatchMapSelector(_message.Message):
 Global___PatchMapSelector: _TypeAlias = PatchMapSelector  # noqa: Y015
 
 @_typing.final
+class PatchMapGrid(_message.Message):
+    """Every row with every channel, row by row."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    CHANNELS_FIELD_NUMBER: _builtins.int
+    layer: _builtins.str
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def channels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        layer: _builtins.str = ...,
+        rows: _abc.Iterable[_builtins.int] | None = ...,
+        channels: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "layer", b"layer", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PatchMapGrid: _TypeAlias = PatchMapGrid  # noqa: Y015
+
+@_typing.final
 class GetPatchMapsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     INDEX_FIELD_NUMBER: _builtins.int
     MAPS_FIELD_NUMBER: _builtins.int
+    GRIDS_FIELD_NUMBER: _builtins.int
+    ENCODING_FIELD_NUMBER: _builtins.int
     index: _builtins.str
+    encoding: Global___MapEncoding.ValueType
     @_builtins.property
     def maps(self) -> _containers.RepeatedCompositeFieldContainer[Global___PatchMapSelector]: ...
+    @_builtins.property
+    def grids(self) -> _containers.RepeatedCompositeFieldContainer[Global___PatchMapGrid]:
+        """After the maps above."""
+
     def __init__(
         self,
         *,
         index: _builtins.str = ...,
         maps: _abc.Iterable[Global___PatchMapSelector] | None = ...,
+        grids: _abc.Iterable[Global___PatchMapGrid] | None = ...,
+        encoding: Global___MapEncoding.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "maps", b"maps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoding", b"encoding", "grids", b"grids", "index", b"index", "maps", b"maps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -560,3 +919,624 @@ class GetImagesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetImagesResponse: _TypeAlias = GetImagesResponse  # noqa: Y015
+
+@_typing.final
+class GetChannelStatisticsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    POOLING_FIELD_NUMBER: _builtins.int
+    CHANNELS_FIELD_NUMBER: _builtins.int
+    index: _builtins.str
+    layer: _builtins.str
+    pooling: _index_pb2.Pooling.ValueType
+    """Unspecified means POOLING_MEAN."""
+    @_builtins.property
+    def channels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """In the order of the answer; none means all channels of the layer."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.str = ...,
+        layer: _builtins.str = ...,
+        pooling: _index_pb2.Pooling.ValueType = ...,
+        channels: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "index", b"index", "layer", b"layer", "pooling", b"pooling"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetChannelStatisticsRequest: _TypeAlias = GetChannelStatisticsRequest  # noqa: Y015
+
+@_typing.final
+class GetChannelStatisticsResponse(_message.Message):
+    """Statistics of the scores of all valid images; NaN where there is none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    POOLING_FIELD_NUMBER: _builtins.int
+    CHANNELS_FIELD_NUMBER: _builtins.int
+    MEAN_FIELD_NUMBER: _builtins.int
+    VARIANCE_FIELD_NUMBER: _builtins.int
+    ACTIVE_FIELD_NUMBER: _builtins.int
+    QUANTILE_LEVELS_FIELD_NUMBER: _builtins.int
+    QUANTILES_FIELD_NUMBER: _builtins.int
+    generation: _builtins.str
+    pooling: _index_pb2.Pooling.ValueType
+    @_builtins.property
+    def channels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def mean(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """One for each channel."""
+
+    @_builtins.property
+    def variance(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Of the population."""
+
+    @_builtins.property
+    def active(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Share of images with a score above 0."""
+
+    @_builtins.property
+    def quantile_levels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Levels from 0 to 1, and for each channel as many quantiles, each the score of some image."""
+
+    @_builtins.property
+    def quantiles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        generation: _builtins.str = ...,
+        pooling: _index_pb2.Pooling.ValueType = ...,
+        channels: _abc.Iterable[_builtins.int] | None = ...,
+        mean: _abc.Iterable[_builtins.float] | None = ...,
+        variance: _abc.Iterable[_builtins.float] | None = ...,
+        active: _abc.Iterable[_builtins.float] | None = ...,
+        quantile_levels: _abc.Iterable[_builtins.float] | None = ...,
+        quantiles: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "channels", b"channels", "generation", b"generation", "mean", b"mean", "pooling", b"pooling", "quantile_levels", b"quantile_levels", "quantiles", b"quantiles", "variance", b"variance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetChannelStatisticsResponse: _TypeAlias = GetChannelStatisticsResponse  # noqa: Y015
+
+@_typing.final
+class TopPatchesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    K_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    index: _builtins.str
+    layer: _builtins.str
+    channel: _builtins.int
+    k: _builtins.int
+    """At least 1; absent, the server takes 20."""
+    @_builtins.property
+    def filter(self) -> Global___ImageFilter: ...
+    def __init__(
+        self,
+        *,
+        index: _builtins.str = ...,
+        layer: _builtins.str = ...,
+        channel: _builtins.int = ...,
+        k: _builtins.int | None = ...,
+        filter: Global___ImageFilter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "filter", b"filter", "k", b"k"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "channel", b"channel", "filter", b"filter", "index", b"index", "k", b"k", "layer", b"layer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__k: _TypeAlias = _typing.Literal["k"]  # noqa: Y015
+    _WhichOneofArgType__k: _TypeAlias = _typing.Literal["_k", b"_k"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__k) -> _WhichOneofReturnType__k | None: ...
+
+Global___TopPatchesRequest: _TypeAlias = TopPatchesRequest  # noqa: Y015
+
+@_typing.final
+class ScoredPatch(_message.Message):
+    """A patch and its activation in an answer that ranks patches."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROW_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    Y_FIELD_NUMBER: _builtins.int
+    X_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    row: _builtins.int
+    key: _builtins.str
+    label: _builtins.str
+    y: _builtins.int
+    """From the top and from the left of the layer's grid."""
+    x: _builtins.int
+    score: _builtins.float
+    """The activation, as float16."""
+    @_builtins.property
+    def source(self) -> Global___Rectangle:
+        """Where the patch lies in the source picture; absent where an old index does not tell."""
+
+    def __init__(
+        self,
+        *,
+        row: _builtins.int = ...,
+        key: _builtins.str = ...,
+        label: _builtins.str | None = ...,
+        y: _builtins.int = ...,
+        x: _builtins.int = ...,
+        score: _builtins.float = ...,
+        source: Global___Rectangle | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_label", b"_label", "label", b"label", "source", b"source"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_label", b"_label", "key", b"key", "label", b"label", "row", b"row", "score", b"score", "source", b"source", "x", b"x", "y", b"y"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__label: _TypeAlias = _typing.Literal["label"]  # noqa: Y015
+    _WhichOneofArgType__label: _TypeAlias = _typing.Literal["_label", b"_label"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__label) -> _WhichOneofReturnType__label | None: ...
+
+Global___ScoredPatch: _TypeAlias = ScoredPatch  # noqa: Y015
+
+@_typing.final
+class TopPatchesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    PATCHES_FIELD_NUMBER: _builtins.int
+    GRID_FIELD_NUMBER: _builtins.int
+    generation: _builtins.str
+    @_builtins.property
+    def patches(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoredPatch]:
+        """Higher activation first, then lower row, then from top to bottom and from left to right."""
+
+    @_builtins.property
+    def grid(self) -> Global___PatchGrid:
+        """Where the layer's patches lie in the model's input."""
+
+    def __init__(
+        self,
+        *,
+        generation: _builtins.str = ...,
+        patches: _abc.Iterable[Global___ScoredPatch] | None = ...,
+        grid: Global___PatchGrid | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grid", b"grid"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "grid", b"grid", "patches", b"patches"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TopPatchesResponse: _TypeAlias = TopPatchesResponse  # noqa: Y015
+
+@_typing.final
+class PatchPlace(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    Y_FIELD_NUMBER: _builtins.int
+    X_FIELD_NUMBER: _builtins.int
+    y: _builtins.int
+    """From the top and from the left of the layer's grid."""
+    x: _builtins.int
+    def __init__(
+        self,
+        *,
+        y: _builtins.int = ...,
+        x: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["x", b"x", "y", b"y"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PatchPlace: _TypeAlias = PatchPlace  # noqa: Y015
+
+@_typing.final
+class TopChannelsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    ROW_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    POOLING_FIELD_NUMBER: _builtins.int
+    PATCH_FIELD_NUMBER: _builtins.int
+    RECTANGLE_FIELD_NUMBER: _builtins.int
+    BOX_FIELD_NUMBER: _builtins.int
+    MEASURE_FIELD_NUMBER: _builtins.int
+    K_FIELD_NUMBER: _builtins.int
+    index: _builtins.str
+    row: _builtins.int
+    pooling: _index_pb2.Pooling.ValueType
+    box: _builtins.int
+    measure: Global___Measure.ValueType
+    """Percentiles of a patch are those of images' strongest patches; a rectangle or box has none."""
+    k: _builtins.int
+    """At least 1 and at most the number of channels; absent, the server takes 20."""
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """None means all layers."""
+
+    @_builtins.property
+    def patch(self) -> Global___PatchPlace: ...
+    @_builtins.property
+    def rectangle(self) -> Global___Rectangle: ...
+    def __init__(
+        self,
+        *,
+        index: _builtins.str = ...,
+        row: _builtins.int = ...,
+        layers: _abc.Iterable[_builtins.str] | None = ...,
+        pooling: _index_pb2.Pooling.ValueType = ...,
+        patch: Global___PatchPlace | None = ...,
+        rectangle: Global___Rectangle | None = ...,
+        box: _builtins.int = ...,
+        measure: Global___Measure.ValueType = ...,
+        k: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "box", b"box", "k", b"k", "patch", b"patch", "pooling", b"pooling", "rectangle", b"rectangle", "where", b"where"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "box", b"box", "index", b"index", "k", b"k", "layers", b"layers", "measure", b"measure", "patch", b"patch", "pooling", b"pooling", "rectangle", b"rectangle", "row", b"row", "where", b"where"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__k: _TypeAlias = _typing.Literal["k"]  # noqa: Y015
+    _WhichOneofArgType__k: _TypeAlias = _typing.Literal["_k", b"_k"]  # noqa: Y015
+    _WhichOneofReturnType_where: _TypeAlias = _typing.Literal["pooling", "patch", "rectangle", "box"]  # noqa: Y015
+    _WhichOneofArgType_where: _TypeAlias = _typing.Literal["where", b"where"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__k) -> _WhichOneofReturnType__k | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_where) -> _WhichOneofReturnType_where | None: ...
+
+Global___TopChannelsRequest: _TypeAlias = TopChannelsRequest  # noqa: Y015
+
+@_typing.final
+class ScoredChannel(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    PERCENTILE_FIELD_NUMBER: _builtins.int
+    layer: _builtins.str
+    channel: _builtins.int
+    score: _builtins.float
+    """The score, or a correlation."""
+    percentile: _builtins.float
+    """Where asked for."""
+    def __init__(
+        self,
+        *,
+        layer: _builtins.str = ...,
+        channel: _builtins.int = ...,
+        score: _builtins.float = ...,
+        percentile: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_percentile", b"_percentile", "percentile", b"percentile"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_percentile", b"_percentile", "channel", b"channel", "layer", b"layer", "percentile", b"percentile", "score", b"score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__percentile: _TypeAlias = _typing.Literal["percentile"]  # noqa: Y015
+    _WhichOneofArgType__percentile: _TypeAlias = _typing.Literal["_percentile", b"_percentile"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__percentile) -> _WhichOneofReturnType__percentile | None: ...
+
+Global___ScoredChannel: _TypeAlias = ScoredChannel  # noqa: Y015
+
+@_typing.final
+class TopChannelsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    CHANNELS_FIELD_NUMBER: _builtins.int
+    generation: _builtins.str
+    @_builtins.property
+    def channels(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoredChannel]:
+        """Higher measure first; among equal percentiles, higher score; then earlier layer, lower channel."""
+
+    def __init__(
+        self,
+        *,
+        generation: _builtins.str = ...,
+        channels: _abc.Iterable[Global___ScoredChannel] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "generation", b"generation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TopChannelsResponse: _TypeAlias = TopChannelsResponse  # noqa: Y015
+
+@_typing.final
+class SimilarChannelsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    K_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    index: _builtins.str
+    layer: _builtins.str
+    channel: _builtins.int
+    """The channel whose like are sought; it is not among them."""
+    k: _builtins.int
+    """At least 1; absent, the server takes 20."""
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Layers that are searched; none means the channel's own."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.str = ...,
+        layer: _builtins.str = ...,
+        channel: _builtins.int = ...,
+        k: _builtins.int | None = ...,
+        layers: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "k", b"k"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "channel", b"channel", "index", b"index", "k", b"k", "layer", b"layer", "layers", b"layers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__k: _TypeAlias = _typing.Literal["k"]  # noqa: Y015
+    _WhichOneofArgType__k: _TypeAlias = _typing.Literal["_k", b"_k"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__k) -> _WhichOneofReturnType__k | None: ...
+
+Global___SimilarChannelsRequest: _TypeAlias = SimilarChannelsRequest  # noqa: Y015
+
+@_typing.final
+class SimilarChannelsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    CHANNELS_FIELD_NUMBER: _builtins.int
+    generation: _builtins.str
+    @_builtins.property
+    def channels(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoredChannel]:
+        """Pearson's correlation of mean-pooled scores over valid images, exact; higher first, then earlier
+        layer, lower channel. Channels that never change have none and are left out.
+        """
+
+    def __init__(
+        self,
+        *,
+        generation: _builtins.str = ...,
+        channels: _abc.Iterable[Global___ScoredChannel] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "generation", b"generation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SimilarChannelsResponse: _TypeAlias = SimilarChannelsResponse  # noqa: Y015
+
+@_typing.final
+class BoxScores(_message.Message):
+    """How a patch map lies to the labelled boxes of its image. A patch belongs to them with the share of
+    its area that they cover together, and to the rest of the image with the rest of it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSIDE_FIELD_NUMBER: _builtins.int
+    AREA_FIELD_NUMBER: _builtins.int
+    AUC_FIELD_NUMBER: _builtins.int
+    CONTRAST_FIELD_NUMBER: _builtins.int
+    inside: _builtins.float
+    """Share of the positive activation that lies in the boxes; NaN where there is none."""
+    area: _builtins.float
+    """Share of the patches' area that lies in the boxes: what `inside` is of an even map."""
+    auc: _builtins.float
+    """Area under the ROC curve of telling inside from outside by the activation: the chance that it is
+    higher at a random place in the boxes than at one outside, equal ones counting half.
+    """
+    contrast: _builtins.float
+    """Mean activation inside minus mean activation outside."""
+    def __init__(
+        self,
+        *,
+        inside: _builtins.float = ...,
+        area: _builtins.float = ...,
+        auc: _builtins.float = ...,
+        contrast: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["area", b"area", "auc", b"auc", "contrast", b"contrast", "inside", b"inside"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BoxScores: _TypeAlias = BoxScores  # noqa: Y015
+
+@_typing.final
+class GetBoxScoresRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    CHANNELS_FIELD_NUMBER: _builtins.int
+    BOX_LABELS_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    index: _builtins.str
+    layer: _builtins.str
+    @_builtins.property
+    def channels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """In the order of the answer; none means all channels of the layer."""
+
+    @_builtins.property
+    def box_labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only boxes with one of these labels count; none means all boxes."""
+
+    @_builtins.property
+    def filter(self) -> Global___ImageFilter: ...
+    def __init__(
+        self,
+        *,
+        index: _builtins.str = ...,
+        layer: _builtins.str = ...,
+        channels: _abc.Iterable[_builtins.int] | None = ...,
+        box_labels: _abc.Iterable[_builtins.str] | None = ...,
+        filter: Global___ImageFilter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["box_labels", b"box_labels", "channels", b"channels", "filter", b"filter", "index", b"index", "layer", b"layer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBoxScoresRequest: _TypeAlias = GetBoxScoresRequest  # noqa: Y015
+
+@_typing.final
+class GetBoxScoresResponse(_message.Message):
+    """Means over images that have such a box, and something outside of it, and whose map is kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    CHANNELS_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    generation: _builtins.str
+    @_builtins.property
+    def channels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """How many images that is, for each channel; without any, its scores are NaN."""
+
+    @_builtins.property
+    def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___BoxScores]:
+        """For `inside` without the images that have no positive activation."""
+
+    def __init__(
+        self,
+        *,
+        generation: _builtins.str = ...,
+        channels: _abc.Iterable[_builtins.int] | None = ...,
+        images: _abc.Iterable[_builtins.int] | None = ...,
+        scores: _abc.Iterable[Global___BoxScores] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "generation", b"generation", "images", b"images", "scores", b"scores"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBoxScoresResponse: _TypeAlias = GetBoxScoresResponse  # noqa: Y015
+
+@_typing.final
+class TopImagesByBoxRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    BOX_LABELS_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    MEASURE_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    K_FIELD_NUMBER: _builtins.int
+    index: _builtins.str
+    layer: _builtins.str
+    channel: _builtins.int
+    measure: Global___BoxMeasure.ValueType
+    order: Global___Order.ValueType
+    """ORDER_BOTTOM gives the images on which the channel looks past the boxes."""
+    k: _builtins.int
+    """At least 1; absent, the server takes 20."""
+    @_builtins.property
+    def box_labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def filter(self) -> Global___ImageFilter: ...
+    def __init__(
+        self,
+        *,
+        index: _builtins.str = ...,
+        layer: _builtins.str = ...,
+        channel: _builtins.int = ...,
+        box_labels: _abc.Iterable[_builtins.str] | None = ...,
+        filter: Global___ImageFilter | None = ...,
+        measure: Global___BoxMeasure.ValueType = ...,
+        order: Global___Order.ValueType = ...,
+        k: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "filter", b"filter", "k", b"k"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "box_labels", b"box_labels", "channel", b"channel", "filter", b"filter", "index", b"index", "k", b"k", "layer", b"layer", "measure", b"measure", "order", b"order"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__k: _TypeAlias = _typing.Literal["k"]  # noqa: Y015
+    _WhichOneofArgType__k: _TypeAlias = _typing.Literal["_k", b"_k"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__k) -> _WhichOneofReturnType__k | None: ...
+
+Global___TopImagesByBoxRequest: _TypeAlias = TopImagesByBoxRequest  # noqa: Y015
+
+@_typing.final
+class BoxedImage(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROW_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    row: _builtins.int
+    key: _builtins.str
+    label: _builtins.str
+    @_builtins.property
+    def scores(self) -> Global___BoxScores: ...
+    def __init__(
+        self,
+        *,
+        row: _builtins.int = ...,
+        key: _builtins.str = ...,
+        label: _builtins.str | None = ...,
+        scores: Global___BoxScores | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_label", b"_label", "label", b"label", "scores", b"scores"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_label", b"_label", "key", b"key", "label", b"label", "row", b"row", "scores", b"scores"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__label: _TypeAlias = _typing.Literal["label"]  # noqa: Y015
+    _WhichOneofArgType__label: _TypeAlias = _typing.Literal["_label", b"_label"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__label) -> _WhichOneofReturnType__label | None: ...
+
+Global___BoxedImage: _TypeAlias = BoxedImage  # noqa: Y015
+
+@_typing.final
+class TopImagesByBoxResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    generation: _builtins.str
+    candidates: _builtins.int
+    """How many images have such a box and a map that is kept."""
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___BoxedImage]:
+        """By the measure, in the order asked for, then lower row; images whose measure is NaN are left out."""
+
+    def __init__(
+        self,
+        *,
+        generation: _builtins.str = ...,
+        images: _abc.Iterable[Global___BoxedImage] | None = ...,
+        candidates: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "generation", b"generation", "images", b"images"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TopImagesByBoxResponse: _TypeAlias = TopImagesByBoxResponse  # noqa: Y015

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from vitscope.v1 import query_pb2 as vitscope_dot_v1_dot_query__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19vitscope/v1/service.proto\x12\x0bvitscope.v1\x1a\x17vitscope/v1/query.proto2\xf7\x03\n\x11\x41\x63tivationService\x12P\n\x0bListIndexes\x12\x1f.vitscope.v1.ListIndexesRequest\x1a .vitscope.v1.ListIndexesResponse\x12G\n\x08GetIndex\x12\x1c.vitscope.v1.GetIndexRequest\x1a\x1d.vitscope.v1.GetIndexResponse\x12J\n\tTopImages\x12\x1d.vitscope.v1.TopImagesRequest\x1a\x1e.vitscope.v1.TopImagesResponse\x12U\n\x0cGetPatchMaps\x12 .vitscope.v1.GetPatchMapsRequest\x1a!.vitscope.v1.GetPatchMapsResponse0\x01\x12V\n\rSimilarImages\x12!.vitscope.v1.SimilarImagesRequest\x1a\".vitscope.v1.SimilarImagesResponse\x12L\n\tGetImages\x12\x1d.vitscope.v1.GetImagesRequest\x1a\x1e.vitscope.v1.GetImagesResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19vitscope/v1/service.proto\x12\x0bvitscope.v1\x1a\x17vitscope/v1/query.proto2\xf5\x08\n\x11\x41\x63tivationService\x12P\n\x0bListIndexes\x12\x1f.vitscope.v1.ListIndexesRequest\x1a .vitscope.v1.ListIndexesResponse\x12G\n\x08GetIndex\x12\x1c.vitscope.v1.GetIndexRequest\x1a\x1d.vitscope.v1.GetIndexResponse\x12J\n\tTopImages\x12\x1d.vitscope.v1.TopImagesRequest\x1a\x1e.vitscope.v1.TopImagesResponse\x12`\n\x13TopImagesOfChannels\x12\'.vitscope.v1.TopImagesOfChannelsRequest\x1a\x1e.vitscope.v1.TopImagesResponse0\x01\x12k\n\x14GetChannelStatistics\x12(.vitscope.v1.GetChannelStatisticsRequest\x1a).vitscope.v1.GetChannelStatisticsResponse\x12M\n\nTopPatches\x12\x1e.vitscope.v1.TopPatchesRequest\x1a\x1f.vitscope.v1.TopPatchesResponse\x12P\n\x0bTopChannels\x12\x1f.vitscope.v1.TopChannelsRequest\x1a .vitscope.v1.TopChannelsResponse\x12\\\n\x0fSimilarChannels\x12#.vitscope.v1.SimilarChannelsRequest\x1a$.vitscope.v1.SimilarChannelsResponse\x12S\n\x0cGetBoxScores\x12 .vitscope.v1.GetBoxScoresRequest\x1a!.vitscope.v1.GetBoxScoresResponse\x12Y\n\x0eTopImagesByBox\x12\".vitscope.v1.TopImagesByBoxRequest\x1a#.vitscope.v1.TopImagesByBoxResponse\x12U\n\x0cGetPatchMaps\x12 .vitscope.v1.GetPatchMapsRequest\x1a!.vitscope.v1.GetPatchMapsResponse0\x01\x12V\n\rSimilarImages\x12!.vitscope.v1.SimilarImagesRequest\x1a\".vitscope.v1.SimilarImagesResponse\x12L\n\tGetImages\x12\x1d.vitscope.v1.GetImagesRequest\x1a\x1e.vitscope.v1.GetImagesResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,5 +33,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vitscope.v1.service_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ACTIVATIONSERVICE']._serialized_start=68
-  _globals['_ACTIVATIONSERVICE']._serialized_end=571
+  _globals['_ACTIVATIONSERVICE']._serialized_end=1209
 # @@protoc_insertion_point(module_scope)

@@ -49,6 +49,41 @@ class ActivationServiceStub(object):
                 request_serializer=vitscope_dot_v1_dot_query__pb2.TopImagesRequest.SerializeToString,
                 response_deserializer=vitscope_dot_v1_dot_query__pb2.TopImagesResponse.FromString,
                 _registered_method=True)
+        self.TopImagesOfChannels = channel.unary_stream(
+                '/vitscope.v1.ActivationService/TopImagesOfChannels',
+                request_serializer=vitscope_dot_v1_dot_query__pb2.TopImagesOfChannelsRequest.SerializeToString,
+                response_deserializer=vitscope_dot_v1_dot_query__pb2.TopImagesResponse.FromString,
+                _registered_method=True)
+        self.GetChannelStatistics = channel.unary_unary(
+                '/vitscope.v1.ActivationService/GetChannelStatistics',
+                request_serializer=vitscope_dot_v1_dot_query__pb2.GetChannelStatisticsRequest.SerializeToString,
+                response_deserializer=vitscope_dot_v1_dot_query__pb2.GetChannelStatisticsResponse.FromString,
+                _registered_method=True)
+        self.TopPatches = channel.unary_unary(
+                '/vitscope.v1.ActivationService/TopPatches',
+                request_serializer=vitscope_dot_v1_dot_query__pb2.TopPatchesRequest.SerializeToString,
+                response_deserializer=vitscope_dot_v1_dot_query__pb2.TopPatchesResponse.FromString,
+                _registered_method=True)
+        self.TopChannels = channel.unary_unary(
+                '/vitscope.v1.ActivationService/TopChannels',
+                request_serializer=vitscope_dot_v1_dot_query__pb2.TopChannelsRequest.SerializeToString,
+                response_deserializer=vitscope_dot_v1_dot_query__pb2.TopChannelsResponse.FromString,
+                _registered_method=True)
+        self.SimilarChannels = channel.unary_unary(
+                '/vitscope.v1.ActivationService/SimilarChannels',
+                request_serializer=vitscope_dot_v1_dot_query__pb2.SimilarChannelsRequest.SerializeToString,
+                response_deserializer=vitscope_dot_v1_dot_query__pb2.SimilarChannelsResponse.FromString,
+                _registered_method=True)
+        self.GetBoxScores = channel.unary_unary(
+                '/vitscope.v1.ActivationService/GetBoxScores',
+                request_serializer=vitscope_dot_v1_dot_query__pb2.GetBoxScoresRequest.SerializeToString,
+                response_deserializer=vitscope_dot_v1_dot_query__pb2.GetBoxScoresResponse.FromString,
+                _registered_method=True)
+        self.TopImagesByBox = channel.unary_unary(
+                '/vitscope.v1.ActivationService/TopImagesByBox',
+                request_serializer=vitscope_dot_v1_dot_query__pb2.TopImagesByBoxRequest.SerializeToString,
+                response_deserializer=vitscope_dot_v1_dot_query__pb2.TopImagesByBoxResponse.FromString,
+                _registered_method=True)
         self.GetPatchMaps = channel.unary_stream(
                 '/vitscope.v1.ActivationService/GetPatchMaps',
                 request_serializer=vitscope_dot_v1_dot_query__pb2.GetPatchMapsRequest.SerializeToString,
@@ -85,6 +120,55 @@ class ActivationServiceServicer(object):
 
     def TopImages(self, request, context):
         """The images on which a channel scores highest. Exact.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TopImagesOfChannels(self, request, context):
+        """The same for several channels of a layer, or all of them, one after the other.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetChannelStatistics(self, request, context):
+        """Statistics of channels over all images. Exact.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TopPatches(self, request, context):
+        """The patches of all images on which a channel is strongest. Exact.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TopChannels(self, request, context):
+        """The channels that are strongest on an image, a patch or a box of it. Exact.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SimilarChannels(self, request, context):
+        """The channels whose scores go with a channel's. Exact.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBoxScores(self, request, context):
+        """How far channels look at labelled boxes, on average. Exact, over the maps that are kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TopImagesByBox(self, request, context):
+        """The images on which a channel looks most, or least, at labelled boxes. Exact likewise.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,6 +212,41 @@ def add_ActivationServiceServicer_to_server(servicer, server):
                     servicer.TopImages,
                     request_deserializer=vitscope_dot_v1_dot_query__pb2.TopImagesRequest.FromString,
                     response_serializer=vitscope_dot_v1_dot_query__pb2.TopImagesResponse.SerializeToString,
+            ),
+            'TopImagesOfChannels': grpc.unary_stream_rpc_method_handler(
+                    servicer.TopImagesOfChannels,
+                    request_deserializer=vitscope_dot_v1_dot_query__pb2.TopImagesOfChannelsRequest.FromString,
+                    response_serializer=vitscope_dot_v1_dot_query__pb2.TopImagesResponse.SerializeToString,
+            ),
+            'GetChannelStatistics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetChannelStatistics,
+                    request_deserializer=vitscope_dot_v1_dot_query__pb2.GetChannelStatisticsRequest.FromString,
+                    response_serializer=vitscope_dot_v1_dot_query__pb2.GetChannelStatisticsResponse.SerializeToString,
+            ),
+            'TopPatches': grpc.unary_unary_rpc_method_handler(
+                    servicer.TopPatches,
+                    request_deserializer=vitscope_dot_v1_dot_query__pb2.TopPatchesRequest.FromString,
+                    response_serializer=vitscope_dot_v1_dot_query__pb2.TopPatchesResponse.SerializeToString,
+            ),
+            'TopChannels': grpc.unary_unary_rpc_method_handler(
+                    servicer.TopChannels,
+                    request_deserializer=vitscope_dot_v1_dot_query__pb2.TopChannelsRequest.FromString,
+                    response_serializer=vitscope_dot_v1_dot_query__pb2.TopChannelsResponse.SerializeToString,
+            ),
+            'SimilarChannels': grpc.unary_unary_rpc_method_handler(
+                    servicer.SimilarChannels,
+                    request_deserializer=vitscope_dot_v1_dot_query__pb2.SimilarChannelsRequest.FromString,
+                    response_serializer=vitscope_dot_v1_dot_query__pb2.SimilarChannelsResponse.SerializeToString,
+            ),
+            'GetBoxScores': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBoxScores,
+                    request_deserializer=vitscope_dot_v1_dot_query__pb2.GetBoxScoresRequest.FromString,
+                    response_serializer=vitscope_dot_v1_dot_query__pb2.GetBoxScoresResponse.SerializeToString,
+            ),
+            'TopImagesByBox': grpc.unary_unary_rpc_method_handler(
+                    servicer.TopImagesByBox,
+                    request_deserializer=vitscope_dot_v1_dot_query__pb2.TopImagesByBoxRequest.FromString,
+                    response_serializer=vitscope_dot_v1_dot_query__pb2.TopImagesByBoxResponse.SerializeToString,
             ),
             'GetPatchMaps': grpc.unary_stream_rpc_method_handler(
                     servicer.GetPatchMaps,
@@ -226,6 +345,195 @@ class ActivationService(object):
             '/vitscope.v1.ActivationService/TopImages',
             vitscope_dot_v1_dot_query__pb2.TopImagesRequest.SerializeToString,
             vitscope_dot_v1_dot_query__pb2.TopImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TopImagesOfChannels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/vitscope.v1.ActivationService/TopImagesOfChannels',
+            vitscope_dot_v1_dot_query__pb2.TopImagesOfChannelsRequest.SerializeToString,
+            vitscope_dot_v1_dot_query__pb2.TopImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetChannelStatistics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vitscope.v1.ActivationService/GetChannelStatistics',
+            vitscope_dot_v1_dot_query__pb2.GetChannelStatisticsRequest.SerializeToString,
+            vitscope_dot_v1_dot_query__pb2.GetChannelStatisticsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TopPatches(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vitscope.v1.ActivationService/TopPatches',
+            vitscope_dot_v1_dot_query__pb2.TopPatchesRequest.SerializeToString,
+            vitscope_dot_v1_dot_query__pb2.TopPatchesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TopChannels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vitscope.v1.ActivationService/TopChannels',
+            vitscope_dot_v1_dot_query__pb2.TopChannelsRequest.SerializeToString,
+            vitscope_dot_v1_dot_query__pb2.TopChannelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SimilarChannels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vitscope.v1.ActivationService/SimilarChannels',
+            vitscope_dot_v1_dot_query__pb2.SimilarChannelsRequest.SerializeToString,
+            vitscope_dot_v1_dot_query__pb2.SimilarChannelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBoxScores(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vitscope.v1.ActivationService/GetBoxScores',
+            vitscope_dot_v1_dot_query__pb2.GetBoxScoresRequest.SerializeToString,
+            vitscope_dot_v1_dot_query__pb2.GetBoxScoresResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TopImagesByBox(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vitscope.v1.ActivationService/TopImagesByBox',
+            vitscope_dot_v1_dot_query__pb2.TopImagesByBoxRequest.SerializeToString,
+            vitscope_dot_v1_dot_query__pb2.TopImagesByBoxResponse.FromString,
             options,
             channel_credentials,
             insecure,

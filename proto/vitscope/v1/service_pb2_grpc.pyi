@@ -42,6 +42,20 @@ class ActivationServiceStub:
     """One index: model, rows, layers and their token layout."""
     TopImages: _grpc.UnaryUnaryMultiCallable[_query_pb2.TopImagesRequest, _query_pb2.TopImagesResponse]
     """The images on which a channel scores highest. Exact."""
+    TopImagesOfChannels: _grpc.UnaryStreamMultiCallable[_query_pb2.TopImagesOfChannelsRequest, _query_pb2.TopImagesResponse]
+    """The same for several channels of a layer, or all of them, one after the other."""
+    GetChannelStatistics: _grpc.UnaryUnaryMultiCallable[_query_pb2.GetChannelStatisticsRequest, _query_pb2.GetChannelStatisticsResponse]
+    """Statistics of channels over all images. Exact."""
+    TopPatches: _grpc.UnaryUnaryMultiCallable[_query_pb2.TopPatchesRequest, _query_pb2.TopPatchesResponse]
+    """The patches of all images on which a channel is strongest. Exact."""
+    TopChannels: _grpc.UnaryUnaryMultiCallable[_query_pb2.TopChannelsRequest, _query_pb2.TopChannelsResponse]
+    """The channels that are strongest on an image, a patch or a box of it. Exact."""
+    SimilarChannels: _grpc.UnaryUnaryMultiCallable[_query_pb2.SimilarChannelsRequest, _query_pb2.SimilarChannelsResponse]
+    """The channels whose scores go with a channel's. Exact."""
+    GetBoxScores: _grpc.UnaryUnaryMultiCallable[_query_pb2.GetBoxScoresRequest, _query_pb2.GetBoxScoresResponse]
+    """How far channels look at labelled boxes, on average. Exact, over the maps that are kept."""
+    TopImagesByBox: _grpc.UnaryUnaryMultiCallable[_query_pb2.TopImagesByBoxRequest, _query_pb2.TopImagesByBoxResponse]
+    """The images on which a channel looks most, or least, at labelled boxes. Exact likewise."""
     GetPatchMaps: _grpc.UnaryStreamMultiCallable[_query_pb2.GetPatchMapsRequest, _query_pb2.GetPatchMapsResponse]
     """Patch maps of chosen images and channels."""
     SimilarImages: _grpc.UnaryUnaryMultiCallable[_query_pb2.SimilarImagesRequest, _query_pb2.SimilarImagesResponse]
@@ -58,6 +72,20 @@ class ActivationServiceAsyncStub(ActivationServiceStub):
     """One index: model, rows, layers and their token layout."""
     TopImages: _aio.UnaryUnaryMultiCallable[_query_pb2.TopImagesRequest, _query_pb2.TopImagesResponse]  # type: ignore[assignment]
     """The images on which a channel scores highest. Exact."""
+    TopImagesOfChannels: _aio.UnaryStreamMultiCallable[_query_pb2.TopImagesOfChannelsRequest, _query_pb2.TopImagesResponse]  # type: ignore[assignment]
+    """The same for several channels of a layer, or all of them, one after the other."""
+    GetChannelStatistics: _aio.UnaryUnaryMultiCallable[_query_pb2.GetChannelStatisticsRequest, _query_pb2.GetChannelStatisticsResponse]  # type: ignore[assignment]
+    """Statistics of channels over all images. Exact."""
+    TopPatches: _aio.UnaryUnaryMultiCallable[_query_pb2.TopPatchesRequest, _query_pb2.TopPatchesResponse]  # type: ignore[assignment]
+    """The patches of all images on which a channel is strongest. Exact."""
+    TopChannels: _aio.UnaryUnaryMultiCallable[_query_pb2.TopChannelsRequest, _query_pb2.TopChannelsResponse]  # type: ignore[assignment]
+    """The channels that are strongest on an image, a patch or a box of it. Exact."""
+    SimilarChannels: _aio.UnaryUnaryMultiCallable[_query_pb2.SimilarChannelsRequest, _query_pb2.SimilarChannelsResponse]  # type: ignore[assignment]
+    """The channels whose scores go with a channel's. Exact."""
+    GetBoxScores: _aio.UnaryUnaryMultiCallable[_query_pb2.GetBoxScoresRequest, _query_pb2.GetBoxScoresResponse]  # type: ignore[assignment]
+    """How far channels look at labelled boxes, on average. Exact, over the maps that are kept."""
+    TopImagesByBox: _aio.UnaryUnaryMultiCallable[_query_pb2.TopImagesByBoxRequest, _query_pb2.TopImagesByBoxResponse]  # type: ignore[assignment]
+    """The images on which a channel looks most, or least, at labelled boxes. Exact likewise."""
     GetPatchMaps: _aio.UnaryStreamMultiCallable[_query_pb2.GetPatchMapsRequest, _query_pb2.GetPatchMapsResponse]  # type: ignore[assignment]
     """Patch maps of chosen images and channels."""
     SimilarImages: _aio.UnaryUnaryMultiCallable[_query_pb2.SimilarImagesRequest, _query_pb2.SimilarImagesResponse]  # type: ignore[assignment]
@@ -89,6 +117,62 @@ class ActivationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_query_pb2.TopImagesResponse, _abc.Awaitable[_query_pb2.TopImagesResponse]]:
         """The images on which a channel scores highest. Exact."""
+
+    @_abc_1.abstractmethod
+    def TopImagesOfChannels(
+        self,
+        request: _query_pb2.TopImagesOfChannelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_query_pb2.TopImagesResponse], _abc.AsyncIterator[_query_pb2.TopImagesResponse]]:
+        """The same for several channels of a layer, or all of them, one after the other."""
+
+    @_abc_1.abstractmethod
+    def GetChannelStatistics(
+        self,
+        request: _query_pb2.GetChannelStatisticsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_query_pb2.GetChannelStatisticsResponse, _abc.Awaitable[_query_pb2.GetChannelStatisticsResponse]]:
+        """Statistics of channels over all images. Exact."""
+
+    @_abc_1.abstractmethod
+    def TopPatches(
+        self,
+        request: _query_pb2.TopPatchesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_query_pb2.TopPatchesResponse, _abc.Awaitable[_query_pb2.TopPatchesResponse]]:
+        """The patches of all images on which a channel is strongest. Exact."""
+
+    @_abc_1.abstractmethod
+    def TopChannels(
+        self,
+        request: _query_pb2.TopChannelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_query_pb2.TopChannelsResponse, _abc.Awaitable[_query_pb2.TopChannelsResponse]]:
+        """The channels that are strongest on an image, a patch or a box of it. Exact."""
+
+    @_abc_1.abstractmethod
+    def SimilarChannels(
+        self,
+        request: _query_pb2.SimilarChannelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_query_pb2.SimilarChannelsResponse, _abc.Awaitable[_query_pb2.SimilarChannelsResponse]]:
+        """The channels whose scores go with a channel's. Exact."""
+
+    @_abc_1.abstractmethod
+    def GetBoxScores(
+        self,
+        request: _query_pb2.GetBoxScoresRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_query_pb2.GetBoxScoresResponse, _abc.Awaitable[_query_pb2.GetBoxScoresResponse]]:
+        """How far channels look at labelled boxes, on average. Exact, over the maps that are kept."""
+
+    @_abc_1.abstractmethod
+    def TopImagesByBox(
+        self,
+        request: _query_pb2.TopImagesByBoxRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_query_pb2.TopImagesByBoxResponse, _abc.Awaitable[_query_pb2.TopImagesByBoxResponse]]:
+        """The images on which a channel looks most, or least, at labelled boxes. Exact likewise."""
 
     @_abc_1.abstractmethod
     def GetPatchMaps(

@@ -7,10 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from vitscope.server.errors import InvalidArgumentError
-from vitscope.server.queries import Maps, Ranking
+from vitscope.server.queries.boxes import Measure, RankedByBox, Scores
+from vitscope.server.queries.channels import BoxNumber, Channels, Patch, Statistics, Where
+from vitscope.server.queries.filters import ImageFilter
+from vitscope.server.queries.images import Order, Question, Ranking, TopImages
+from vitscope.server.queries.maps import Maps, as_bytes
+from vitscope.server.queries.patches import Patches
 from vitscope.store.generation import Generation
-from vitscope.store.geometry import Rectangle
-from vitscope.store.manifest import LayerRecord, Pooling
+from vitscope.store.geometry import Rectangle, source_rectangles
+from vitscope.store.manifest import QUANTILES, LayerRecord, Pooling
 from vitscope.v1 import index_pb2, query_pb2
 
 _POOLINGS: Mapping[int, Pooling] = {
@@ -24,7 +29,28 @@ _POOLING_NUMBERS: Mapping[Pooling, index_pb2.Pooling.ValueType] = {
     "max": index_pb2.POOLING_MAX,
     "cls": index_pb2.POOLING_CLS,
 }
+_ORDERS: Mapping[int, Order] = {
+    query_pb2.ORDER_UNSPECIFIED: "top",
+    query_pb2.ORDER_TOP: "top",
+    query_pb2.ORDER_BOTTOM: "bottom",
+}
+_BOX_MEASURES: Mapping[int, Measure] = {
+    query_pb2.BOX_MEASURE_UNSPECIFIED: "contrast",
+    query_pb2.BOX_MEASURE_CONTRAST: "contrast",
+    query_pb2.BOX_MEASURE_INSIDE: "inside",
+    query_pb2.BOX_MEASURE_AUC: "auc",
+}
 _MESSAGE_BYTES = 1 << 20
+
+_Counted = (
+    query_pb2.TopImagesRequest
+    | query_pb2.TopImagesOfChannelsRequest
+    | query_pb2.TopImagesByBoxRequest
+    | query_pb2.TopPatchesRequest
+    | query_pb2.TopChannelsRequest
+    | query_pb2.SimilarImagesRequest
+    | query_pb2.SimilarChannelsRequest
+)
 
 
 def pooling_from(number: int) -> Pooling:
@@ -39,6 +65,93 @@ def pooling_from(number: int) -> Pooling:
 def pooling_to(pooling: Pooling) -> index_pb2.Pooling.ValueType:
     """The wire's number of a pooling."""
     return _POOLING_NUMBERS[pooling]
+
+
+def k_from(request: _Counted) -> int | None:
+    """How many a request asks for; None where it does not say."""
+    return request.k if request.HasField("k") else None
+
+
+def filter_from(message: query_pb2.ImageFilter) -> ImageFilter:
+    """Which images a request is about."""
+    return ImageFilter(
+        labels=tuple(message.labels),
+        rows=tuple(message.rows),
+        has_box=message.has_box if message.HasField("has_box") else None,
+        box_labels=tuple(message.box_labels),
+    )
+
+
+def order_from(number: int) -> Order:
+    """From which end images are ranked."""
+    if number not in _ORDERS:
+        raise InvalidArgumentError(f"order is {number}; it must be ORDER_TOP or ORDER_BOTTOM.")
+    return _ORDERS[number]
+
+
+def in_bytes_from(number: int) -> bool:
+    """Whether maps are asked for with a byte a value."""
+    known = {
+        query_pb2.MAP_ENCODING_UNSPECIFIED: False,
+        query_pb2.MAP_ENCODING_FLOAT16: False,
+        query_pb2.MAP_ENCODING_UINT8: True,
+    }
+    if number not in known:
+        raise InvalidArgumentError(
+            f"encoding is {number}; it must be MAP_ENCODING_FLOAT16 or MAP_ENCODING_UINT8."
+        )
+    return known[number]
+
+
+def box_measure_from(number: int) -> Measure:
+    """What images are ranked by that are held against boxes."""
+    if number not in _BOX_MEASURES:
+        raise InvalidArgumentError(
+            f"measure is {number}; it must be BOX_MEASURE_CONTRAST, BOX_MEASURE_INSIDE or "
+            "BOX_MEASURE_AUC."
+        )
+    return _BOX_MEASURES[number]
+
+
+def question_from(
+    request: query_pb2.TopImagesRequest | query_pb2.TopImagesOfChannelsRequest,
+) -> Question:
+    """How a request wants the images of a channel ranked."""
+    return Question(
+        pooling=pooling_from(request.pooling),
+        k=k_from(request),
+        asked=filter_from(request.filter),
+        order=order_from(request.order),
+        band=(request.band.low, request.band.high) if request.HasField("band") else None,
+        distinct=request.distinct,
+    )
+
+
+def where_from(request: query_pb2.TopChannelsRequest) -> Where:
+    """Which part of an image a request is about."""
+    match request.WhichOneof("where"):
+        case "patch":
+            return Patch(request.patch.y, request.patch.x)
+        case "rectangle":
+            given = request.rectangle
+            return (given.x0, given.y0, given.x1, given.y1)
+        case "box":
+            return BoxNumber(request.box)
+    return pooling_from(request.pooling)
+
+
+def percentiles_from(number: int) -> bool:
+    """Whether a request ranks channels by percentile."""
+    measures = {
+        query_pb2.MEASURE_UNSPECIFIED: False,
+        query_pb2.MEASURE_VALUE: False,
+        query_pb2.MEASURE_PERCENTILE: True,
+    }
+    if number not in measures:
+        raise InvalidArgumentError(
+            f"measure is {number}; it must be MEASURE_VALUE or MEASURE_PERCENTILE."
+        )
+    return measures[number]
 
 
 def index_to(name: str, generation: Generation, *, layers: bool) -> index_pb2.Index:
@@ -81,34 +194,148 @@ def _layer_to(layer: LayerRecord) -> index_pb2.Layer:
     )
 
 
+def top_images_to(
+    generation: Generation, pooling: Pooling, top: TopImages, maps: Maps | None
+) -> query_pb2.TopImagesResponse:
+    """The ranked images of a channel."""
+    return query_pb2.TopImagesResponse(
+        generation=generation.name,
+        pooling=pooling_to(pooling),
+        images=ranking_to(generation, top.ranking),
+        maps=None if maps is None else maps_to(generation, maps),
+        layer=top.layer.name,
+        channel=top.channel,
+        candidates=top.candidates,
+    )
+
+
 def ranking_to(generation: Generation, ranking: Ranking) -> list[query_pb2.ScoredImage]:
     """Ranked images with their keys and labels."""
     rows = generation.rows
-    return [
+    images = [
         query_pb2.ScoredImage(row=row, key=rows.key(row), label=rows.label(row), score=score)
         for row, score in zip(ranking.rows.tolist(), ranking.scores.tolist(), strict=True)
     ]
+    if ranking.distinct:
+        scores, hubs = ranking.distinct.scores.tolist(), ranking.distinct.hubs.tolist()
+        for image, score, hub in zip(images, scores, hubs, strict=True):
+            image.distinctness.score, image.distinctness.hubs = score, hub
+    return images
 
 
-def maps_to(generation: Generation, maps: Maps) -> query_pb2.PatchMaps:
+def statistics_to(
+    generation: Generation, pooling: Pooling, found: Statistics
+) -> query_pb2.GetChannelStatisticsResponse:
+    """Statistics of channels."""
+    return query_pb2.GetChannelStatisticsResponse(
+        generation=generation.name,
+        pooling=pooling_to(pooling),
+        channels=found.channels,
+        mean=found.values.mean.tolist(),
+        variance=found.values.variance.tolist(),
+        active=found.values.active.tolist(),
+        quantile_levels=QUANTILES,
+        quantiles=found.values.quantiles.ravel().tolist(),
+    )
+
+
+def patches_to(generation: Generation, patches: Patches) -> query_pb2.TopPatchesResponse:
+    """Ranked patches with the pixels that they cover."""
+    table, size = generation.rows, generation.manifest.model.input_size
+    views = {row: table.view(row) for row in set(patches.rows.tolist())}
+    found = []
+    for row, y, x, score in zip(
+        *(each.tolist() for each in (patches.rows, patches.ys, patches.xs, patches.scores)),
+        strict=True,
+    ):
+        view = views[row]
+        source = None if view is None else source_rectangles(patches.layer.tokens, view, size)[y, x]
+        found.append(
+            query_pb2.ScoredPatch(
+                row=row,
+                key=table.key(row),
+                label=table.label(row),
+                y=y,
+                x=x,
+                score=score,
+                source=None if source is None else _rectangle_to(source.tolist()),
+            )
+        )
+    return query_pb2.TopPatchesResponse(
+        generation=generation.name, patches=found, grid=_grid_to(generation, patches.layer)
+    )
+
+
+def channels_to(channels: Channels) -> list[query_pb2.ScoredChannel]:
+    """Ranked channels."""
+    found = [
+        query_pb2.ScoredChannel(layer=layer, channel=channel, score=score)
+        for layer, channel, score in zip(
+            channels.layers, channels.channels.tolist(), channels.scores.tolist(), strict=True
+        )
+    ]
+    if channels.percentiles is not None:
+        for message, percentile in zip(found, channels.percentiles.tolist(), strict=True):
+            message.percentile = percentile
+    return found
+
+
+def box_scores_to(scores: Scores) -> list[query_pb2.BoxScores]:
+    """How maps, or channels, lie to boxes."""
+    columns = (scores.inside, scores.area, scores.auc, scores.contrast)
+    return [
+        query_pb2.BoxScores(inside=inside, area=area, auc=auc, contrast=contrast)
+        for inside, area, auc, contrast in zip(*(each.tolist() for each in columns), strict=True)
+    ]
+
+
+def ranked_by_box_to(
+    generation: Generation, ranked: RankedByBox
+) -> query_pb2.TopImagesByBoxResponse:
+    """Images ranked by how their maps lie to boxes."""
+    table = generation.rows
+    images = [
+        query_pb2.BoxedImage(row=row, key=table.key(row), label=table.label(row), scores=scores)
+        for row, scores in zip(ranked.rows.tolist(), box_scores_to(ranked.scores), strict=True)
+    ]
+    return query_pb2.TopImagesByBoxResponse(
+        generation=generation.name, images=images, candidates=ranked.candidates
+    )
+
+
+def maps_to(generation: Generation, maps: Maps, *, in_bytes: bool = False) -> query_pb2.PatchMaps:
     """Patch maps of a layer, and where their patches lie."""
-    tokens = generation.layer(maps.layer).tokens
-    height, width = generation.manifest.model.input_size
-    return query_pb2.PatchMaps(
+    message = query_pb2.PatchMaps(
         layer=maps.layer,
         rows=maps.rows,
         channels=maps.channels,
         height=maps.values.shape[1],
         width=maps.values.shape[2],
-        values=np.ascontiguousarray(maps.values, dtype="<f2").tobytes(),
-        grid=query_pb2.PatchGrid(
-            input_height=height,
-            input_width=width,
-            cell_height=tokens.cell_height,
-            cell_width=tokens.cell_width,
-            top=tokens.top,
-            left=tokens.left,
-        ),
+        grid=_grid_to(generation, generation.layer(maps.layer)),
+        encoding=query_pb2.MAP_ENCODING_FLOAT16,
+        source=query_pb2.MAP_SOURCE_KEPT,
+    )
+    if in_bytes:
+        small = as_bytes(maps.values)
+        message.encoding = query_pb2.MAP_ENCODING_UINT8
+        message.values = small.codes.tobytes()
+        message.scale.extend(small.scale.tolist())
+        message.offset.extend(small.offset.tolist())
+    else:
+        message.values = np.ascontiguousarray(maps.values, dtype="<f2").tobytes()
+    return message
+
+
+def _grid_to(generation: Generation, layer: LayerRecord) -> query_pb2.PatchGrid:
+    height, width = generation.manifest.model.input_size
+    tokens = layer.tokens
+    return query_pb2.PatchGrid(
+        input_height=height,
+        input_width=width,
+        cell_height=tokens.cell_height,
+        cell_width=tokens.cell_width,
+        top=tokens.top,
+        left=tokens.left,
     )
 
 

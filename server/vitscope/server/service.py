@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Executor
+from itertools import islice
 from typing import Any, TypeVar
 
-from vitscope.server import convert, queries
+from vitscope.server import answers, convert
+from vitscope.server.queries.checks import find_index
 from vitscope.store.generation import Generation
 from vitscope.v1 import query_pb2 as pb
 from vitscope.v1 import service_pb2_grpc
 
 _T = TypeVar("_T")
+
+_REPLIES_AT_ONCE = 16
+"""Of a stream, made ahead of being sent: few, so that a caller who goes away costs little."""
 
 
 class ActivationService(service_pb2_grpc.ActivationServiceServicer):
@@ -34,78 +39,94 @@ class ActivationService(service_pb2_grpc.ActivationServiceServicer):
         self, request: pb.GetIndexRequest, context: Any
     ) -> pb.GetIndexResponse:
         """Describe one index."""
-        generation = queries.find_index(self._generations, request.index)
+        generation = find_index(self._generations, request.index)
         name = next(name for name, held in self._generations.items() if held is generation)
         return pb.GetIndexResponse(index=convert.index_to(name, generation, layers=True))
 
     async def TopImages(  # noqa: N802
         self, request: pb.TopImagesRequest, context: Any
     ) -> pb.TopImagesResponse:
-        """The images on which a channel scores highest."""
-        return await self._run(self._top_images, request)
+        """The images that a channel ranks first."""
+        return await self._answer(answers.top_images, request)
+
+    async def TopImagesOfChannels(  # noqa: N802
+        self, request: pb.TopImagesOfChannelsRequest, context: Any
+    ) -> AsyncIterator[pb.TopImagesResponse]:
+        """The same for several channels."""
+        async for reply in self._stream(answers.top_images_of_channels, request):
+            yield reply
+
+    async def GetChannelStatistics(  # noqa: N802
+        self, request: pb.GetChannelStatisticsRequest, context: Any
+    ) -> pb.GetChannelStatisticsResponse:
+        """Statistics of channels."""
+        return await self._answer(answers.channel_statistics, request)
+
+    async def TopPatches(  # noqa: N802
+        self, request: pb.TopPatchesRequest, context: Any
+    ) -> pb.TopPatchesResponse:
+        """The patches on which a channel is strongest."""
+        return await self._answer(answers.top_patches, request)
+
+    async def TopChannels(  # noqa: N802
+        self, request: pb.TopChannelsRequest, context: Any
+    ) -> pb.TopChannelsResponse:
+        """The channels that are strongest on an image."""
+        return await self._answer(answers.top_channels, request)
+
+    async def SimilarChannels(  # noqa: N802
+        self, request: pb.SimilarChannelsRequest, context: Any
+    ) -> pb.SimilarChannelsResponse:
+        """The channels that go with a channel."""
+        return await self._answer(answers.similar_channels, request)
+
+    async def GetBoxScores(  # noqa: N802
+        self, request: pb.GetBoxScoresRequest, context: Any
+    ) -> pb.GetBoxScoresResponse:
+        """How far channels look at labelled boxes."""
+        return await self._answer(answers.box_scores, request)
+
+    async def TopImagesByBox(  # noqa: N802
+        self, request: pb.TopImagesByBoxRequest, context: Any
+    ) -> pb.TopImagesByBoxResponse:
+        """The images on which a channel looks most at labelled boxes, or least."""
+        return await self._answer(answers.top_images_by_box, request)
 
     async def GetPatchMaps(  # noqa: N802
         self, request: pb.GetPatchMapsRequest, context: Any
     ) -> AsyncIterator[pb.GetPatchMapsResponse]:
         """Patch maps of chosen images and channels."""
-        for reply in await self._run(self._patch_maps, request):
+        async for reply in self._stream(answers.patch_maps, request):
             yield reply
 
     async def SimilarImages(  # noqa: N802
         self, request: pb.SimilarImagesRequest, context: Any
     ) -> pb.SimilarImagesResponse:
         """The images nearest to an image."""
-        return await self._run(self._similar_images, request)
+        return await self._answer(answers.similar_images, request)
 
     async def GetImages(  # noqa: N802
         self, request: pb.GetImagesRequest, context: Any
     ) -> AsyncIterator[pb.GetImagesResponse]:
         """Thumbnails and names of images."""
-        for reply in await self._run(self._images, request):
+        async for reply in self._stream(answers.images_of, request):
             yield reply
 
-    async def _run(self, answer: Callable[[Any], _T], request: Any) -> _T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, answer, request)
+    async def _answer(self, answer: Callable[[Generation, Any], _T], request: Any) -> _T:
+        generation = find_index(self._generations, request.index)
+        return await self._run(answer, generation, request)
 
-    def _top_images(self, request: pb.TopImagesRequest) -> pb.TopImagesResponse:
-        generation = queries.find_index(self._generations, request.index)
-        pooling = convert.pooling_from(request.pooling)
-        k = request.k if request.HasField("k") else None
-        channel = (request.layer, request.channel, pooling)
-        ranking = queries.top_images(generation, *channel, k)
-        reply = pb.TopImagesResponse(
-            generation=generation.name,
-            pooling=convert.pooling_to(pooling),
-            images=convert.ranking_to(generation, ranking),
-        )
-        if request.include_maps:
-            maps = queries.top_maps(generation, *channel, ranking)
-            reply.maps.CopyFrom(convert.maps_to(generation, maps))
-        return reply
+    async def _stream(
+        self, answer: Callable[[Generation, Any], Iterator[_T]], request: Any
+    ) -> AsyncIterator[_T]:
+        replies = await self._answer(answer, request)
+        while some := await self._run(_some, replies):
+            for reply in some:
+                yield reply
 
-    def _patch_maps(self, request: pb.GetPatchMapsRequest) -> list[pb.GetPatchMapsResponse]:
-        generation = queries.find_index(self._generations, request.index)
-        selectors = [queries.Selector(m.layer, m.channel, m.row) for m in request.maps]
-        return [
-            pb.GetPatchMapsResponse(
-                generation=generation.name, maps=convert.maps_to(generation, maps)
-            )
-            for maps in queries.patch_maps(generation, selectors)
-        ]
+    async def _run(self, work: Callable[..., _T], *given: Any) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *given)
 
-    def _similar_images(self, request: pb.SimilarImagesRequest) -> pb.SimilarImagesResponse:
-        generation = queries.find_index(self._generations, request.index)
-        k = request.k if request.HasField("k") else None
-        ranking, recall = queries.similar_images(generation, request.layer, request.row, k)
-        return pb.SimilarImagesResponse(
-            generation=generation.name,
-            images=convert.ranking_to(generation, ranking),
-            exact=recall == 1.0,
-            recall_at_10=recall,
-        )
 
-    def _images(self, request: pb.GetImagesRequest) -> list[pb.GetImagesResponse]:
-        generation = queries.find_index(self._generations, request.index)
-        rows = queries.check_rows(generation, request.rows)
-        return list(convert.images_to(generation, rows))
+def _some(replies: Iterator[_T]) -> list[_T]:
+    return list(islice(replies, _REPLIES_AT_ONCE))

@@ -57,9 +57,18 @@ class BoxTable:
         corners = self._corners.read(slice(start, stop)).tolist()
         labels = self._labels[start:stop].tolist()
         return tuple(
-            Box(None if label == NO_LABEL else self._names[label], *each)
+            Box(None if label == NO_LABEL else self.label_names[label], *each)
             for label, each in zip(labels, corners, strict=True)
         )
+
+    def present(self, labels: Sequence[int] | None = None) -> npt.NDArray[np.bool_]:
+        """Which rows have a box: (N,); with `labels`, one whose label's number is among them."""
+        if labels is None:
+            return np.diff(self.edges) > 0
+        rows = np.repeat(np.arange(len(self.edges) - 1), np.diff(self.edges))  # [M]
+        found = np.zeros(len(self.edges) - 1, np.bool_)
+        found[rows[np.isin(self._labels, labels)]] = True
+        return found
 
     @cached_property
     def edges(self) -> npt.NDArray[np.int64]:
@@ -75,7 +84,8 @@ class BoxTable:
         return self._open(self._path / "box_label").read()
 
     @cached_property
-    def _names(self) -> tuple[str, ...]:
+    def label_names(self) -> tuple[str, ...]:
+        """The labels that occur, in the order of their numbers."""
         return StoredBytes.open(self._path, "box_label_name", self._open).texts()
 
 

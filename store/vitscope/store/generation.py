@@ -31,6 +31,7 @@ _NAME = re.compile(r"\d{6}-[0-9a-f]{16}", re.ASCII)
 POINTER = re.compile(rb"(\d{6}-[0-9a-f]{16})\n")
 """All that `CURRENT` holds: the name of a generation and a line feed."""
 _MEND = "restore it from a copy"
+_HUB_RANKS = 10
 
 
 def generation_name(number: int, manifest: bytes) -> str:
@@ -107,6 +108,8 @@ class Generation:
         )
         self._layers = {layer.name: layer for layer in self.manifest.layers}
         self._arrays: dict[tuple[str, str], SealedArray] = {}
+        self._statistics: dict[tuple[str, Pooling], ScoreStatistics] = {}
+        self._hubs: dict[tuple[str, Pooling], npt.NDArray[np.int64]] = {}
         self._neighbours: dict[str, Neighbours] = {}
         self._neighbours_lock = Lock()
 
@@ -144,8 +147,21 @@ class Generation:
         return self._array(layer, layout.row_scores_name(pooling)).read(row)
 
     def statistics(self, layer: str, pooling: Pooling) -> ScoreStatistics:
-        """Moments and quantiles of every channel's scores over the valid images."""
-        return read_statistics(layout.layer_path(self.path, layer), pooling, self._files.open)
+        """Moments and quantiles of every channel's scores over the valid images; held."""
+        if (layer, pooling) not in self._statistics:
+            group = layout.layer_path(self.path, layer)
+            self._statistics[layer, pooling] = read_statistics(group, pooling, self._files.open)
+        return self._statistics[layer, pooling]
+
+    def hubs(self, layer: str, pooling: Pooling) -> npt.NDArray[np.int64]:
+        """How many channels of a layer have each image among their best ten: (N,); held."""
+        if (layer, pooling) not in self._hubs:
+            rows = self.read(
+                layer, layout.top_rows_name(pooling), slice(None), slice(0, _HUB_RANKS)
+            )
+            counts = np.bincount(rows[rows >= 0], minlength=self.manifest.rows)
+            self._hubs[layer, pooling] = counts
+        return self._hubs[layer, pooling]
 
     def correlation(self, layer: str, channel: int) -> npt.NDArray[np.float32]:
         """Correlation (C,) of a channel's mean-pooled scores with those of all of its layer."""

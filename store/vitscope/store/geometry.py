@@ -9,6 +9,8 @@ Axes: H patches from top to bottom, W patches from left to right.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -39,6 +41,31 @@ def box_share(
     """Share of every patch's area that a box in pixels of the source picture covers: (H, W)."""
     xs, ys = _source_edges(tokens, view, input_size)
     return np.outer(_covered(ys, box[1], box[3]), _covered(xs, box[0], box[2]))
+
+
+def boxes_share(
+    tokens: TokenLayout,
+    boxes: Sequence[Rectangle],
+    view: Rectangle,
+    input_size: tuple[int, int],
+) -> Doubles:
+    """Share of every patch's area that boxes cover together, where they overlap once: (H, W)."""
+    xs, ys = _source_edges(tokens, view, input_size)
+    corners = np.array(boxes, np.float64).reshape(-1, 4)
+    # Between two neighbouring edges, of patches or boxes, all is covered or nothing.
+    columns, rows = (
+        np.unique(np.concatenate([edges, sides.ravel().clip(edges[0], edges[-1])]))
+        for edges, sides in ((xs, corners[:, 0::2]), (ys, corners[:, 1::2]))
+    )
+    x, y = (columns[1:] + columns[:-1]) / 2, (rows[1:] + rows[:-1]) / 2
+    covered = np.zeros((len(y), len(x)), np.bool_)
+    for x0, y0, x1, y1 in corners:
+        covered |= np.outer((y > y0) & (y < y1), (x > x0) & (x < x1))
+    area = covered * np.outer(np.diff(rows), np.diff(columns))
+    shares = np.zeros((len(ys) - 1, len(xs) - 1))
+    np.add.at(shares, np.ix_(np.searchsorted(ys, y) - 1, np.searchsorted(xs, x) - 1), area)
+    shares /= np.outer(np.diff(ys), np.diff(xs))
+    return shares
 
 
 def _input_edges(tokens: TokenLayout) -> tuple[Doubles, Doubles]:

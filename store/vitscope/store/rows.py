@@ -102,6 +102,27 @@ class RowTable:
     def __len__(self) -> int:
         return len(self.valid)
 
+    def labelled(self, names: Iterable[str]) -> npt.NDArray[np.bool_]:
+        """Which images have one of these labels: (N,); raises `KeyError` for one that none has."""
+        numbers = {name: number for number, name in enumerate(self.label_names)}
+        return np.isin(self.labels, [numbers[name] for name in names])
+
+    @property
+    def box_label_names(self) -> tuple[str, ...]:
+        """The labels of boxes that occur."""
+        return self._boxes.label_names if self._boxes else ()
+
+    def boxed(self, names: Iterable[str] | None = None) -> npt.NDArray[np.bool_]:
+        """Which images have a box: (N,); with `names`, one with one of these labels.
+
+        Raises `KeyError` for a label that no box has.
+        """
+        if names is None:
+            return self._boxes.present() if self._boxes else np.zeros(len(self), np.bool_)
+        numbers = {name: number for number, name in enumerate(self.box_label_names)}
+        wanted = [numbers[name] for name in names]
+        return self._boxes.present(wanted) if self._boxes else np.zeros(len(self), np.bool_)
+
     def key(self, row: int) -> str:
         """The image's name within its source."""
         return self._keys.text(row)

@@ -6,7 +6,6 @@ All from the stored float16 scores of valid rows, accumulated in float64 in the 
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ import numpy.typing as npt
 from vitscope.store import layout
 from vitscope.store.arrays import Array, leading_spec, line_spec, open_array, write_array
 from vitscope.store.manifest import QUANTILES, LayerRecord, Pooling
-from vitscope.store.ranking import scores_of, sortable
+from vitscope.store.ranking import quantile_place, scores_of, sortable
 
 Doubles = npt.NDArray[np.float64]
 Halves = npt.NDArray[np.float16]
@@ -101,13 +100,16 @@ def write_correlation(
         product += part @ part.T
     mean = total / max(count, 1)
     covariance = product / max(count, 1) - np.outer(mean, mean)
-    deviation = np.sqrt(np.clip(np.diag(covariance), 0, None))
-    # What float64 leaves of a constant score is noise, not variance.
-    deviation[deviation <= 1e-7 * np.abs(mean)] = np.nan
+    deviation = changing(mean, np.sqrt(np.clip(np.diag(covariance), 0, None)))
     with np.errstate(invalid="ignore", divide="ignore"):
         correlation = np.clip(covariance / np.outer(deviation, deviation), -1, 1)
     spec = leading_spec("float32", correlation.shape, ("channel", "other_channel"), 4)
     write_array(group / layout.CORRELATION, correlation.astype(np.float32), spec)
+
+
+def changing(mean: Doubles, deviation: Doubles) -> Doubles:
+    """Deviations of scores, NaN for those that never change: what float64 leaves there is noise."""
+    return np.where(deviation <= 1e-7 * np.abs(mean), np.nan, deviation)
 
 
 def _units(scores: Array, unit_rows: int, valid: npt.NDArray[np.bool_]) -> Iterator[Doubles]:
@@ -126,21 +128,12 @@ def _statistics(scores: Halves) -> ScoreStatistics:
         return ScoreStatistics(nothing, nothing, nothing, empty)
     # Sixteen bits are sorted by their digits, without comparing.
     order = np.sort(sortable(scores), axis=1, kind="stable")
-    quantiles = scores_of(order[:, _places(images)])
+    quantiles = scores_of(order[:, [quantile_place(level, images) for level in QUANTILES]])
     # NaN comes first: where there is one, nothing is known.
     quantiles[np.isnan(quantiles[:, 0])] = np.nan
     mean = _total(scores, lambda wide: wide) / images
     variance = _total(scores, lambda wide: np.square(wide - mean)) / images
     return ScoreStatistics(mean, variance, (order > 0).mean(1), quantiles)
-
-
-def _places(images: int) -> list[int]:
-    """Which of so many sorted scores are the quantiles.
-
-    Each is the smallest that at least the level's share of images does not exceed ("inverted CDF",
-    Hyndman and Fan, "Sample quantiles in statistical packages", 1996).
-    """
-    return [max(0, math.ceil(round(level * images, 9)) - 1) for level in QUANTILES]
 
 
 def _total(scores: Halves, term: Callable[[Doubles], Doubles]) -> Doubles:

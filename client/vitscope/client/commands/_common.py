@@ -4,16 +4,20 @@ import argparse
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from vitscope.client.client import Client
-from vitscope.client.convert import POOLINGS
-from vitscope.client.results import Image, ScoredImage
+from vitscope.client.filters import ImageFilter
+from vitscope.client.requests import POOLINGS
+from vitscope.client.results import Image, ScoredChannel, ScoredImage
 from vitscope.client.text import table
 
 DEFAULT_SERVER = "127.0.0.1:50051"
+_MOST_NUMBERS = 1_000_000
 
 
 def add_server(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +60,86 @@ def add_channel(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_channels(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    parser.add_argument(
+        "--channel",
+        metavar="C",
+        dest="channels",
+        type=channel_list,
+        required=required,
+        help="channel of the layer, from 0; or several, such as 3,7,20-25; or all",
+    )
+
+
+def channel_list(text: str) -> list[int] | None:
+    """`7`, `3,7,20-25`, or `all`, which is None."""
+    return None if text == "all" else number_list(text)
+
+
+def number_list(text: str) -> list[int]:
+    """`7` or `3,7,20-25`."""
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(-?[0-9]{1,12})(?:-([0-9]{1,12}))?", part.strip())
+        if match is None:
+            raise argparse.ArgumentTypeError(
+                f"{part!r} is no number and no range; write such as 7 or 3,7,20-25"
+            )
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not first <= last < first + _MOST_NUMBERS:
+            raise argparse.ArgumentTypeError(
+                f"{part!r} ends before it begins, or has more than {_MOST_NUMBERS:,} numbers"
+            )
+        found += range(first, last + 1)
+    return found
+
+
+def add_filter(parser: argparse.ArgumentParser) -> None:
+    """Which images take part."""
+    group = parser.add_argument_group("images that take part (all valid ones if nothing is said)")
+    group.add_argument(
+        "--label",
+        metavar="NAME",
+        dest="labels",
+        action="append",
+        default=[],
+        help="with this label, or one of these where it is given several times",
+    )
+    group.add_argument(
+        "--rows", metavar="R", type=number_list, help="of these rows, such as 3,7,20-25"
+    )
+    group.add_argument(
+        "--with-box",
+        dest="has_box",
+        action=argparse.BooleanOptionalAction,
+        help="that have a labelled box, or have none",
+    )
+    group.add_argument(
+        "--box-label",
+        metavar="NAME",
+        dest="box_labels",
+        action="append",
+        default=[],
+        help="with a box of this label, or one of these",
+    )
+
+
+def filter_from(args: argparse.Namespace) -> ImageFilter | None:
+    """The filter that `add_filter`'s arguments describe; None where they say nothing."""
+    where = ImageFilter(args.labels, args.rows, args.has_box, args.box_labels)
+    return None if where == ImageFilter([], None, None, []) else where
+
+
+def add_layers(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--layers",
+        metavar="NAMES",
+        type=lambda text: text.split(","),
+        default=[],
+        help=f"layers that are searched, comma-separated (default: {default})",
+    )
+
+
 def add_row(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--row", metavar="R", type=int, required=True, help="the image's row in the index"
@@ -71,9 +155,9 @@ def add_pooling(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_count(parser: argparse.ArgumentParser) -> None:
+def add_count(parser: argparse.ArgumentParser, what: str = "images") -> None:
     parser.add_argument(
-        "-k", metavar="N", type=int, help="how many images (default: 20, or all if fewer)"
+        "-k", metavar="N", type=int, help=f"how many {what} (default: 20, or all if fewer)"
     )
 
 
@@ -107,6 +191,7 @@ def ranking_json(images: Iterable[ScoredImage]) -> list[dict[str, object]]:
     """Images of a ranked answer as JSON values."""
     return [
         {"row": image.row, "key": image.key, "label": image.label, "score": image.score}
+        | ({"distinctness": asdict(image.distinctness)} if image.distinctness else {})
         for image in images
     ]
 
@@ -114,10 +199,51 @@ def ranking_json(images: Iterable[ScoredImage]) -> list[dict[str, object]]:
 def print_ranking(images: Iterable[ScoredImage]) -> None:
     """Images of a ranked answer as a table."""
     rows = [
-        (rank, f"{image.score:.5g}", image.row, image.label or "-", image.key)
+        (
+            rank,
+            f"{image.score:.5g}",
+            *_distinctness(image),
+            image.row,
+            image.label or "-",
+            image.key,
+        )
         for rank, image in enumerate(images, 1)
     ]
-    print(table(["rank", "score", "row", "label", "key"], rows))
+    distinct = any(image.distinctness for image in images)
+    more = ["distinct", "hubs"] if distinct else []
+    print(table(["rank", "score", *more, "row", "label", "key"], rows))
+
+
+def _distinctness(image: ScoredImage) -> tuple[object, ...]:
+    distinct = image.distinctness
+    return () if distinct is None else (f"{distinct.score:.4g}", distinct.hubs)
+
+
+def print_channels(channels: Iterable[ScoredChannel], what: str) -> None:
+    """Channels of a ranked answer as a table; `what` their scores are called."""
+    found = list(channels)
+    shares = any(channel.percentile is not None for channel in found)
+    rows = [
+        (
+            rank,
+            f"{channel.score:.5g}",
+            *((f"{channel.percentile or 0:.4%}",) if shares else ()),
+            channel.layer,
+            channel.channel,
+        )
+        for rank, channel in enumerate(found, 1)
+    ]
+    more = ["percentile"] if shares else []
+    print(table(["rank", what, *more, "layer", "channel"], rows))
+
+
+def channels_json(channels: Iterable[ScoredChannel]) -> list[dict[str, object]]:
+    """Channels of a ranked answer as JSON values."""
+    return [
+        {"layer": channel.layer, "channel": channel.channel, "score": channel.score}
+        | ({} if channel.percentile is None else {"percentile": channel.percentile})
+        for channel in channels
+    ]
 
 
 def display_name(image: ScoredImage | Image) -> str:

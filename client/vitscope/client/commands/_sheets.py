@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from vitscope.client.client import Client
 from vitscope.client.commands._common import display_name, report_written
 from vitscope.client.pictures import Cell, Section, decode, gallery_sheet, save_png
-from vitscope.client.results import PatchMap, PatchMaps, SimilarImages, TopImages
+from vitscope.client.results import PatchMap, PatchMaps, SimilarImages, TopImages, TopPatches
 
 
 def top_images_section(client: Client, index: str, top: TopImages) -> Section:
@@ -27,6 +27,30 @@ def top_images_section(client: Client, index: str, top: TopImages) -> Section:
         for rank, image in enumerate(top.images, 1)
     ]
     title = f"{top.layer} · channel {top.channel} · top {len(cells)} by {top.pooling}"
+    return Section(title, cells, note=_note(client, index, top.generation))
+
+
+def top_patches_section(client: Client, index: str, top: TopPatches) -> Section:
+    """Every image with a patch of the answer, beside its map."""
+    rows = list(dict.fromkeys(patch.row for patch in top.patches))
+    pictures = _pictures(client, index, rows)
+    asked = [(top.layer, top.channel, row) for row in rows]
+    maps = {
+        row: map_
+        for each in client.patch_maps(asked, index=index)
+        for row, map_ in _by_row(each).items()
+    }
+    cells = [
+        Cell(
+            picture=pictures[patch.row],
+            patch_map=maps[patch.row],
+            heading=f"{rank}  {patch.label or patch.key}",
+            detail=f"{patch.score:.4g} · row {patch.row} · patch {patch.y}, {patch.x}",
+            grid=top.grid,
+        )
+        for rank, patch in enumerate(top.patches, 1)
+    ]
+    title = f"{top.layer} · channel {top.channel} · top {len(cells)} patches"
     return Section(title, cells, note=_note(client, index, top.generation))
 
 

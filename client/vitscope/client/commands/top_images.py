@@ -1,17 +1,37 @@
-"""List the images on which a channel scores highest."""
+"""List the images on which a channel scores highest, or several channels do."""
 
 import argparse
+import re
+from collections.abc import Iterator
 
+from vitscope.client.client import Client
 from vitscope.client.commands import _common
 from vitscope.client.files import png_target
+from vitscope.client.results import TopImages
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     _common.add_server(parser)
     _common.add_layer(parser)
-    _common.add_channel(parser)
+    _common.add_channels(parser, required=True)
     _common.add_pooling(parser)
     _common.add_count(parser)
+    ranking = parser.add_mutually_exclusive_group()
+    ranking.add_argument(
+        "--bottom", action="store_true", help="lowest scores first instead of highest"
+    )
+    ranking.add_argument(
+        "--distinct",
+        action="store_true",
+        help="let images that top very many channels give way; prints both scores",
+    )
+    parser.add_argument(
+        "--band",
+        metavar="LOW:HIGH",
+        type=_band,
+        help="only images with scores between two quantiles, such as 0.45:0.55",
+    )
+    _common.add_filter(parser)
     _common.add_json(parser)
     _common.add_png(parser)
 
@@ -19,28 +39,62 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     target = None if args.png is None else png_target(args.png)
     with _common.connect(args) as client:
-        top = client.top_images(
-            args.layer,
-            args.channel,
-            pooling=args.pooling,
-            k=args.k,
-            maps=target is not None,
-            index=args.index,
-        )
+        several = args.channels is None or len(args.channels) > 1
+        sections = []
+        for number, top in enumerate(_answers(client, args, several, target is not None)):
+            if args.json:
+                _common.print_json(_json(top))
+            else:
+                if several:
+                    print(f"\nchannel {top.channel}" if number else f"channel {top.channel}")
+                _common.print_ranking(top.images)
+            if target is not None:
+                from vitscope.client.commands import _sheets
+
+                sections.append(_sheets.top_images_section(client, args.index, top))
         if target is not None:
             from vitscope.client.commands import _sheets
 
-            _sheets.save(target, [_sheets.top_images_section(client, args.index, top)])
-    if args.json:
-        _common.print_json(
-            {
-                "generation": top.generation,
-                "layer": top.layer,
-                "channel": top.channel,
-                "pooling": top.pooling,
-                "images": _common.ranking_json(top.images),
-            }
-        )
-    else:
-        _common.print_ranking(top.images)
+            _sheets.save(target, sections)
     return 0
+
+
+def _answers(
+    client: Client, args: argparse.Namespace, several: bool, maps: bool
+) -> Iterator[TopImages]:
+    ranked = {
+        "pooling": args.pooling,
+        "k": args.k,
+        "maps": maps,
+        "where": _common.filter_from(args),
+        "order": "bottom" if args.bottom else "top",
+        "band": args.band,
+        "distinct": args.distinct,
+        "index": args.index,
+    }
+    if several:
+        yield from client.top_images_of_channels(args.layer, args.channels, **ranked)
+    else:
+        yield client.top_images(args.layer, args.channels[0], **ranked)
+
+
+def _json(top: TopImages) -> dict[str, object]:
+    return {
+        "generation": top.generation,
+        "layer": top.layer,
+        "channel": top.channel,
+        "pooling": top.pooling,
+        "images": _common.ranking_json(top.images),
+    }
+
+
+def _band(text: str) -> tuple[float, float]:
+    match = re.fullmatch(r"([0-9.]+):([0-9.]+)", text)
+    try:
+        if match:
+            return float(match[1]), float(match[2])
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is no pair of quantiles; write LOW:HIGH from 0 to 1, such as 0.45:0.55"
+    )

@@ -1,0 +1,334 @@
+"""From arguments to requests: what a field on the wire cannot carry is found here."""
+
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, SupportsIndex
+
+from vitscope.client.errors import UsageError
+from vitscope.client.filters import ImageFilter
+from vitscope.v1 import index_pb2, query_pb2
+
+POOLINGS: dict[str, index_pb2.Pooling.ValueType] = {
+    "mean": index_pb2.POOLING_MEAN,
+    "max": index_pb2.POOLING_MAX,
+    "cls": index_pb2.POOLING_CLS,
+}
+ORDERS = {"top": query_pb2.ORDER_TOP, "bottom": query_pb2.ORDER_BOTTOM}
+BOX_MEASURES = {
+    "contrast": query_pb2.BOX_MEASURE_CONTRAST,
+    "inside": query_pb2.BOX_MEASURE_INSIDE,
+    "auc": query_pb2.BOX_MEASURE_AUC,
+}
+ENCODINGS = {
+    "float16": query_pb2.MAP_ENCODING_FLOAT16,
+    "uint8": query_pb2.MAP_ENCODING_UINT8,
+}
+
+Selector = tuple[str, SupportsIndex, SupportsIndex]
+"""(layer, channel, row)"""
+
+
+def pooling_value(name: str) -> index_pb2.Pooling.ValueType:
+    """The enum value of a pooling's name."""
+    try:
+        return POOLINGS[name]
+    except KeyError:
+        choices = ", ".join(POOLINGS)
+        raise UsageError(f"Pooling {name!r} is not known; choose one of {choices}.") from None
+
+
+def order_value(name: str) -> query_pb2.Order.ValueType:
+    """The enum value of an order's name."""
+    if name not in ORDERS:
+        raise UsageError(f"Order {name!r} is not known; choose top or bottom.")
+    return ORDERS[name]
+
+
+def index_request(index: str) -> query_pb2.GetIndexRequest:
+    return query_pb2.GetIndexRequest(index=_text("index", index))
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """How the images of a channel are ranked, and which of them."""
+
+    pooling: str
+    k: SupportsIndex | None
+    maps: bool
+    where: ImageFilter | None
+    order: str
+    band: tuple[float, float] | None
+    distinct: bool
+
+    def fields(self) -> dict[str, Any]:
+        """The fields that both requests for top images have."""
+        return {
+            "pooling": pooling_value(self.pooling),
+            "k": _count(self.k),
+            "include_maps": self.maps,
+            "filter": image_filter(self.where),
+            "order": order_value(self.order),
+            "band": None if self.band is None else _band(*self.band),
+            "distinct": self.distinct,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What of an image is asked about; one of them, or all of the image by its mean."""
+
+    pooling: str | None = None
+    patch: tuple[SupportsIndex, SupportsIndex] | None = None
+    rectangle: tuple[float, float, float, float] | None = None
+    box: SupportsIndex | None = None
+
+    def field(self) -> dict[str, Any]:
+        """The one field that says it."""
+        given = [name for name in self.__slots__ if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UsageError(f"Only one of {' and '.join(given)} can be asked about at a time.")
+        if self.patch is not None:
+            y, x = (_whole("patch", each, bits=32) for each in self.patch)
+            return {"patch": query_pb2.PatchPlace(y=y, x=x)}
+        if self.rectangle is not None:
+            x0, y0, x1, y1 = self.rectangle
+            return {"rectangle": query_pb2.Rectangle(x0=x0, y0=y0, x1=x1, y1=y1)}
+        if self.box is not None:
+            return {"box": _whole("box", self.box, bits=32)}
+        return {"pooling": pooling_value("mean" if self.pooling is None else self.pooling)}
+
+
+def _band(low: float, high: float) -> query_pb2.QuantileBand:
+    return query_pb2.QuantileBand(low=low, high=high)
+
+
+def image_filter(where: ImageFilter | None) -> query_pb2.ImageFilter | None:
+    """None where all images take part."""
+    if where is None:
+        return None
+    return query_pb2.ImageFilter(
+        labels=[_text("label", label) for label in where.labels],
+        rows=[_whole("row", row, bits=64) for row in (() if where.rows is None else where.rows)],
+        has_box=where.has_box,
+        box_labels=[_text("box label", label) for label in where.box_labels],
+    )
+
+
+def top_images_request(
+    index: str, layer: str, channel: SupportsIndex, ranked: Ranked
+) -> query_pb2.TopImagesRequest:
+    return query_pb2.TopImagesRequest(
+        index=_text("index", index),
+        layer=_text("layer", layer),
+        channel=_whole("channel", channel, bits=32),
+        **ranked.fields(),
+    )
+
+
+def top_images_of_channels_request(
+    index: str, layer: str, channels: Iterable[SupportsIndex] | None, ranked: Ranked
+) -> query_pb2.TopImagesOfChannelsRequest:
+    return query_pb2.TopImagesOfChannelsRequest(
+        index=_text("index", index),
+        layer=_text("layer", layer),
+        channels=_channels(channels),
+        **ranked.fields(),
+    )
+
+
+def channel_statistics_request(
+    index: str, layer: str, channels: Iterable[SupportsIndex] | None, pooling: str
+) -> query_pb2.GetChannelStatisticsRequest:
+    return query_pb2.GetChannelStatisticsRequest(
+        index=_text("index", index),
+        layer=_text("layer", layer),
+        pooling=pooling_value(pooling),
+        channels=_channels(channels),
+    )
+
+
+def top_patches_request(
+    index: str,
+    layer: str,
+    channel: SupportsIndex,
+    k: SupportsIndex | None,
+    where: ImageFilter | None,
+) -> query_pb2.TopPatchesRequest:
+    return query_pb2.TopPatchesRequest(
+        index=_text("index", index),
+        layer=_text("layer", layer),
+        channel=_whole("channel", channel, bits=32),
+        k=_count(k),
+        filter=image_filter(where),
+    )
+
+
+def top_channels_request(
+    index: str,
+    row: SupportsIndex,
+    layers: Iterable[str],
+    part: Part,
+    percentiles: bool,
+    k: SupportsIndex | None,
+) -> query_pb2.TopChannelsRequest:
+    return query_pb2.TopChannelsRequest(
+        index=_text("index", index),
+        row=_whole("row", row, bits=64),
+        layers=_layers(layers),
+        measure=query_pb2.MEASURE_PERCENTILE if percentiles else query_pb2.MEASURE_VALUE,
+        k=_count(k),
+        **part.field(),
+    )
+
+
+def box_scores_request(
+    index: str,
+    layer: str,
+    channels: Iterable[SupportsIndex] | None,
+    box_labels: Iterable[str],
+    where: ImageFilter | None,
+) -> query_pb2.GetBoxScoresRequest:
+    return query_pb2.GetBoxScoresRequest(
+        index=_text("index", index),
+        layer=_text("layer", layer),
+        channels=_channels(channels),
+        box_labels=[_text("box label", label) for label in box_labels],
+        filter=image_filter(where),
+    )
+
+
+def top_images_by_box_request(
+    index: str,
+    layer: str,
+    channel: SupportsIndex,
+    box_labels: Iterable[str],
+    where: ImageFilter | None,
+    measure: str,
+    order: str,
+    k: SupportsIndex | None,
+) -> query_pb2.TopImagesByBoxRequest:
+    if measure not in BOX_MEASURES:
+        known = ", ".join(BOX_MEASURES)
+        raise UsageError(f"Measure {measure!r} is not known; choose one of {known}.")
+    return query_pb2.TopImagesByBoxRequest(
+        index=_text("index", index),
+        layer=_text("layer", layer),
+        channel=_whole("channel", channel, bits=32),
+        box_labels=[_text("box label", label) for label in box_labels],
+        filter=image_filter(where),
+        measure=BOX_MEASURES[measure],
+        order=order_value(order),
+        k=_count(k),
+    )
+
+
+def similar_channels_request(
+    index: str,
+    layer: str,
+    channel: SupportsIndex,
+    k: SupportsIndex | None,
+    layers: Iterable[str],
+) -> query_pb2.SimilarChannelsRequest:
+    return query_pb2.SimilarChannelsRequest(
+        index=_text("index", index),
+        layer=_text("layer", layer),
+        channel=_whole("channel", channel, bits=32),
+        k=_count(k),
+        layers=_layers(layers),
+    )
+
+
+def patch_maps_request(
+    index: str, selectors: Iterable[Selector], encoding: str = "float16"
+) -> query_pb2.GetPatchMapsRequest:
+    return query_pb2.GetPatchMapsRequest(
+        index=_text("index", index),
+        maps=[
+            query_pb2.PatchMapSelector(
+                layer=_text("layer", layer),
+                channel=_whole("channel", channel, bits=32),
+                row=_whole("row", row, bits=64),
+            )
+            for layer, channel, row in selectors
+        ],
+        encoding=_encoding(encoding),
+    )
+
+
+def patch_map_grid_request(
+    index: str,
+    layer: str,
+    rows: Iterable[SupportsIndex],
+    channels: Iterable[SupportsIndex],
+    encoding: str,
+) -> query_pb2.GetPatchMapsRequest:
+    grid = query_pb2.PatchMapGrid(
+        layer=_text("layer", layer),
+        rows=[_whole("row", row, bits=64) for row in rows],
+        channels=[_whole("channel", channel, bits=32) for channel in channels],
+    )
+    return query_pb2.GetPatchMapsRequest(
+        index=_text("index", index), grids=[grid], encoding=_encoding(encoding)
+    )
+
+
+def _encoding(name: str) -> query_pb2.MapEncoding.ValueType:
+    if name not in ENCODINGS:
+        known = " or ".join(ENCODINGS)
+        raise UsageError(f"Encoding {name!r} is not known; choose {known}.")
+    return ENCODINGS[name]
+
+
+def similar_images_request(
+    index: str, layer: str, row: SupportsIndex, k: SupportsIndex | None
+) -> query_pb2.SimilarImagesRequest:
+    return query_pb2.SimilarImagesRequest(
+        index=_text("index", index),
+        layer=_text("layer", layer),
+        row=_whole("row", row, bits=64),
+        k=_count(k),
+    )
+
+
+def images_request(index: str, rows: Iterable[SupportsIndex]) -> query_pb2.GetImagesRequest:
+    return query_pb2.GetImagesRequest(
+        index=_text("index", index), rows=[_whole("row", row, bits=64) for row in rows]
+    )
+
+
+def _count(k: SupportsIndex | None) -> int | None:
+    return None if k is None else _whole("k", k, bits=32)
+
+
+def _layers(layers: Iterable[str]) -> list[str]:
+    if isinstance(layers, str):
+        raise UsageError(f"layers is a list of names, not a single text; write [{layers!r}].")
+    return [_text("layer", layer) for layer in layers]
+
+
+def _channels(channels: Iterable[SupportsIndex] | None) -> list[int]:
+    """None at all for all channels of the layer."""
+    if channels is None:
+        return []
+    found = [_whole("channel", channel, bits=32) for channel in channels]
+    if not found:
+        raise UsageError("channels is empty; name at least one, or leave it out for all.")
+    return found
+
+
+def _whole(name: str, value: SupportsIndex, *, bits: int) -> int:
+    """`value` as an int that its field on the wire can carry; what it means is the server's."""
+    number = operator.index(value)
+    limit = 1 << (bits - 1)
+    if not -limit <= number < limit:
+        raise UsageError(f"{name} {number} is out of range: it does not fit in {bits} bits.")
+    return number
+
+
+def _text(name: str, value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{name} {value!r} is not text that UTF-8 can carry.") from None
+    return value

@@ -1,0 +1,1 @@
+"""The answers, as plain arrays read from one generation."""

@@ -1,0 +1,193 @@
+"""Patch maps that an index keeps: of chosen images and channels, and beside ranked images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vitscope.server.errors import InvalidArgumentError, NotKeptHereError
+from vitscope.server.queries.checks import check_channel, check_valid, find_layer
+from vitscope.store.generation import Generation
+from vitscope.store.manifest import LayerRecord, Pooling
+from vitscope.store.text import counted
+
+MAX_MAPS = 4_096
+# A reply of one message stays clear of gRPC's limit of 4 MiB.
+MAX_MAP_BYTES = 3 << 20
+
+Rows = npt.NDArray[np.int64]
+Halves = npt.NDArray[np.float16]
+
+
+@dataclass(frozen=True, slots=True)
+class Maps:
+    """Patch maps of one layer."""
+
+    layer: str
+    rows: Sequence[int]
+    """(M,)"""
+    channels: Sequence[int]
+    """(M,)"""
+    values: Halves
+    """(M, H, W)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """One patch map: a channel of a layer on an image."""
+
+    layer: str
+    channel: int
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The maps of every row with every channel, row by row."""
+
+    layer: str
+    rows: Sequence[int]
+    channels: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Bytes:
+    """Maps with a byte a value: `offset + scale * code`, off by half of `scale` at most."""
+
+    codes: npt.NDArray[np.uint8]
+    """(M, H, W)"""
+    scale: npt.NDArray[np.float32]
+    """(M,)"""
+    offset: npt.NDArray[np.float32]
+    """(M,)"""
+
+
+def as_bytes(values: Halves) -> Bytes:
+    """Maps (M, H, W), each between its least and its greatest value."""
+    wide = values.astype(np.float32)
+    offset = wide.min((1, 2))
+    scale = (wide.max((1, 2)) - offset) / np.float32(255)
+    steps = np.where(scale > 0, scale, 1)[:, None, None]
+    codes = np.rint((wide - offset[:, None, None]) / steps).clip(0, 255)
+    return Bytes(codes.astype(np.uint8), scale, offset)
+
+
+def maps_of_ranked(
+    generation: Generation, layer: LayerRecord, channel: int, pooling: Pooling, rows: Rows
+) -> Maps:
+    """The maps that are kept of images `rows` (k,) ranked by a pooling, in their order."""
+    kept, _ = generation.top(layer.name, pooling, channel)
+    if np.array_equal(kept[: len(rows)], rows):
+        # As most are asked for: the best ones, whose maps lie beside each other.
+        _check_size(layer, len(rows), len(rows))
+        places = np.arange(len(rows))
+        values = generation.top_maps(layer.name, pooling, channel, slice(0, len(rows)))
+    else:
+        places, values = kept_maps(generation, layer, channel, rows)
+        _check_size(layer, len(rows), len(places))
+    return Maps(layer.name, rows[places].tolist(), [channel] * len(places), values)
+
+
+def _check_size(layer: LayerRecord, images: int, maps: int) -> None:
+    most = MAX_MAP_BYTES // (layer.tokens.height * layer.tokens.width * 2)
+    if maps > most:
+        raise InvalidArgumentError(
+            f"include_maps with k = {images} would make too large a reply; ask for at most "
+            f"{counted(most, 'image')}, or for the maps with GetPatchMaps."
+        )
+
+
+def kept_rows(generation: Generation, layer: LayerRecord, channel: int, among: Rows) -> Rows:
+    """Those of the valid rows `among` (M,) whose maps of a channel are kept, ascending."""
+    if layer.dense:
+        return among
+    tops = [generation.top(layer.name, pooling, channel)[0] for pooling in layer.poolings]
+    return np.intersect1d(among, np.concatenate(tops))
+
+
+def kept_maps(
+    generation: Generation, layer: LayerRecord, channel: int, rows: Rows
+) -> tuple[Rows, Halves]:
+    """Places (M,), ascending, in `rows` (k,) whose maps are kept, and the maps (M, H, W)."""
+    grid = (layer.tokens.height, layer.tokens.width)
+    if layer.dense:
+        values = generation.activations(layer.name, rows, channel)[:, len(layer.tokens.prefix) :]
+        return np.arange(len(rows)), values.reshape(-1, *grid)
+    found = np.zeros(len(rows), np.bool_)
+    values = np.empty((len(rows), *grid), np.float16)
+    for pooling in layer.poolings:
+        kept, _ = generation.top(layer.name, pooling, channel)
+        if found.all() or not len(kept):
+            continue
+        order = np.argsort(kept)
+        ranks = order[np.searchsorted(kept, rows, sorter=order).clip(max=len(kept) - 1)]
+        new = (kept[ranks] == rows) & ~found
+        values[new] = generation.top_maps(layer.name, pooling, channel, ranks[new])
+        found |= new
+    places = np.flatnonzero(found)
+    return places, values[places]
+
+
+def patch_maps(
+    generation: Generation, selectors: Sequence[Selector], grids: Sequence[Grid] = ()
+) -> list[Maps]:
+    """The maps asked for, one by one and then in grids, neighbours of one layer together."""
+    count = len(selectors) + sum(len(grid.rows) * len(grid.channels) for grid in grids)
+    if not count:
+        raise InvalidArgumentError("maps is empty; name at least one layer, channel and row.")
+    if count > MAX_MAPS:
+        what = f"maps has {count} entries" if not grids else f"maps and grids are {count} maps"
+        raise InvalidArgumentError(f"{what}; ask for at most {MAX_MAPS} at a time.")
+    selectors = [
+        *selectors,
+        *(
+            Selector(grid.layer, channel, row)
+            for grid in grids
+            for row in grid.rows
+            for channel in grid.channels
+        ),
+    ]
+    for selector in selectors:
+        check_channel(find_layer(generation, selector.layer), selector.channel)
+        check_valid(generation, selector.row)
+    found = _found(generation, selectors)
+    groups: list[Maps] = []
+    start = 0
+    for stop in range(1, len(selectors) + 1):
+        size = (stop - start) * found[start].nbytes
+        full = size + found[start].nbytes > MAX_MAP_BYTES
+        if stop == len(selectors) or selectors[stop].layer != selectors[start].layer or full:
+            part = selectors[start:stop]
+            groups.append(
+                Maps(
+                    part[0].layer,
+                    [selector.row for selector in part],
+                    [selector.channel for selector in part],
+                    np.stack(found[start:stop]),
+                )
+            )
+            start = stop
+    return groups
+
+
+def _found(generation: Generation, selectors: Sequence[Selector]) -> list[Halves]:
+    """The map (H, W) of each; those of a channel are read together."""
+    places: dict[tuple[str, int], list[int]] = {}
+    for place, selector in enumerate(selectors):
+        places.setdefault((selector.layer, selector.channel), []).append(place)
+    found: dict[int, Halves] = {}
+    for (name, channel), mine in places.items():
+        layer = generation.layer(name)
+        rows = np.array([selectors[place].row for place in mine], np.int64)
+        kept, values = kept_maps(generation, layer, channel, rows)
+        if len(kept) < len(rows):
+            lost = next(row for place, row in enumerate(rows.tolist()) if place not in set(kept))
+            raise NotKeptHereError(
+                f"maps: the map of row {lost} on channel {channel} of {name} was not kept; this "
+                f"index keeps those of the top {counted(layer.top_k, 'image')} of each channel."
+            )
+        found.update(zip(mine, values, strict=True))
+    return [found[place] for place in range(len(selectors))]
