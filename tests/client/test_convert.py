@@ -273,12 +273,18 @@ def test_a_view_of_nothing_is_refused(changes: dict[str, Any]) -> None:
         convert.image(message, "g1")
 
 
+def ranked(pooling: str, k: int | None, *, maps: bool = False) -> requests.Ranked:
+    return requests.Ranked(pooling, k, maps, None, "top", None, False)
+
+
 def test_requests_carry_what_was_asked() -> None:
-    request = requests.top_images_request("a", "blocks.0.mlp", np.int32(3), "cls", 0, maps=True)
+    request = requests.top_images_request(
+        "a", "blocks.0.mlp", np.int32(3), ranked("cls", 0, maps=True)
+    )
     assert (request.index, request.layer, request.channel) == ("a", "blocks.0.mlp", 3)
     assert (request.pooling, request.k, request.include_maps) == (index_pb2.POOLING_CLS, 0, True)
     assert request.HasField("k")
-    assert not requests.top_images_request("", "x", 3, "mean", None, maps=False).HasField("k")
+    assert not requests.top_images_request("", "x", 3, ranked("mean", None)).HasField("k")
     [selector] = requests.patch_maps_request("", [("x", 1, 2)]).maps
     assert (selector.layer, selector.channel, selector.row) == ("x", 1, 2)
     assert not requests.similar_images_request("", "x", 3, None).HasField("k")
@@ -287,7 +293,7 @@ def test_requests_carry_what_was_asked() -> None:
 
 def test_numbers_and_text_that_no_field_can_carry_are_refused() -> None:
     with pytest.raises(UsageError, match="channel 2147483648 is out of range"):
-        requests.top_images_request("", "x", 1 << 31, "mean", None, maps=False)
+        requests.top_images_request("", "x", 1 << 31, ranked("mean", None))
     with pytest.raises(UsageError, match="row"):
         requests.images_request("", [1 << 63])
     with pytest.raises(UsageError, match="UTF-8"):

@@ -184,7 +184,7 @@ def test_top_patches(client: Client, stub: ActivationServiceStub, capsys: Captur
     reply = stub.TopPatches(pb.TopPatchesRequest(layer=PLAIN, channel=4, k=7))
     top = client.top_patches(PLAIN, 4, k=7)
     assert (top.generation, top.layer, top.channel) == (reply.generation, PLAIN, 4)
-    expected = [
+    expected: list[dict[str, Any]] = [
         {
             "row": patch.row,
             "key": patch.key,

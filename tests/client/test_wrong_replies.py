@@ -39,6 +39,7 @@ class WrongService(service_pb2_grpc.ActivationServiceServicer):
         return next(self._stream(request, context))
 
     ListIndexes = GetIndex = TopImages = SimilarImages = GetChannelStatistics = _single
+    GetBoxScores = TopImagesByBox = TopPatches = TopChannels = SimilarChannels = _single
     # mypy takes a stream's type for asyncio's too.
     GetPatchMaps = GetImages = TopImagesOfChannels = _stream  # type: ignore[assignment]
 

@@ -386,7 +386,7 @@ def test_top_patches(
     if set(strongest) - kept_rows(truth, layer, channel):
         with pytest.raises(grpc.RpcError) as caught:
             ask.TopPatches(request)
-        assert caught.value.code() == NOT_KEPT  # type: ignore[attr-defined]
+        assert caught.value.code() == NOT_KEPT
         return
     reply = ask.TopPatches(request)
     expected = sorted(
@@ -449,10 +449,11 @@ def test_top_channels_of_an_image(
     request = pb.TopChannelsRequest(
         row=row,
         layers=names,
-        pooling=None if pooling is None else NUMBERS[pooling],
         measure=pb.MEASURE_PERCENTILE if percentiles else pb.MEASURE_VALUE,
         k=k,
     )
+    if pooling is not None:
+        request.pooling = NUMBERS[pooling]
     found = []
     for depth, layer in enumerate(in_order(names)):
         scores = truth.scores(layer, pooling or "mean").astype(np.float64)
@@ -605,13 +606,13 @@ def test_similar_channels(
     assert len(channels) == min(len(truths), usual(k, most))
     got = [(c.layer, c.channel) for c in channels]
     assert len(set(got)) == len(got)
-    scores = [c.score for c in channels]
-    assert scores == sorted(scores, reverse=True)
+    found = [c.score for c in channels]
+    assert found == sorted(found, reverse=True)
     for c in channels:
         assert c.score == pytest.approx(truths[c.layer, c.channel], abs=1e-5)
     others = [value for pair, value in truths.items() if pair not in got]
-    if others and scores:
-        assert max(others) <= scores[-1] + 1e-5
+    if others and found:
+        assert max(others) <= found[-1] + 1e-5
 
 
 @each

@@ -85,6 +85,10 @@ def channels(**fields: Any) -> pb.TopChannelsRequest:
     return pb.TopChannelsRequest(**fields_of(row=1, layers=[LAYER], k=3) | fields)
 
 
+def by_box(**fields: Any) -> pb.TopImagesByBoxRequest:
+    return pb.TopImagesByBoxRequest(**fields_of(layer=LAYER, channel=4) | fields)
+
+
 def like(**fields: Any) -> pb.SimilarChannelsRequest:
     return pb.SimilarChannelsRequest(**fields_of(layer=LAYER, channel=4, k=3) | fields)
 
@@ -150,7 +154,7 @@ TABLE: dict[str, tuple[Any, StatusCode, str]] = {
     "patches: channel -1": (patches(channel=-1), MISSING, "channel"),
     "patches: k 0": (patches(k=0), INVALID, "k is 0"),
     "patches: k above all patches": (patches(k=65 * 15 + 1), INVALID, "k is 976"),
-    "patches: more than kept": (patches(k=7), NOT_KEPT, "not the maps of all these were kept"),
+    "patches: more than kept": (patches(k=60), NOT_KEPT, "not the maps of all these were kept"),
     "patches: of other images": (patches(filter=only(rows=range(1, 9))), NOT_KEPT, "filter"),
     "channels: row -1": (channels(row=-1), MISSING, "row"),
     "channels: invalid row": (channels(row=17), NOT_KEPT, "row 17 is an invalid image"),
@@ -190,13 +194,13 @@ TABLE: dict[str, tuple[Any, StatusCode, str]] = {
         NOT_KEPT,
         "no labelled boxes",
     ),
-    "by box: k 0": (pb.TopImagesByBoxRequest(layer=LAYER, k=0), INVALID, "k is 0"),
+    "by box: k 0": (by_box(k=0), INVALID, "k is 0"),
     "by box: unknown measure": (
-        pb.TopImagesByBoxRequest(layer=LAYER, measure=9),
+        by_box(measure=9),
         INVALID,
         "measure",
     ),
-    "by box: unknown order": (pb.TopImagesByBoxRequest(layer=LAYER, order=9), INVALID, "order"),
+    "by box: unknown order": (by_box(order=9), INVALID, "order"),
     "like: channel too large": (like(channel=11), MISSING, "channel"),
     "like: k above the others": (like(k=11), INVALID, "k is 11"),
     "like: unknown layer among those searched": (like(layers=["x"]), MISSING, "layer"),

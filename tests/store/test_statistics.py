@@ -13,6 +13,7 @@ from synthetic import layer_records
 from vitscope.store import layout, statistics
 from vitscope.store.arrays import ArraySpec, write_array
 from vitscope.store.manifest import QUANTILES
+from vitscope.store.ranking import quantile_place
 from vitscope.store.statistics import read_statistics, write_statistics
 
 
@@ -81,4 +82,5 @@ def test_a_score_that_is_no_number_leaves_nothing_known_of_its_channel(tmp_path:
 def test_quantiles_are_numpys(images: int) -> None:
     order = np.arange(images, dtype=np.float64)
     expected = np.quantile(order, QUANTILES, method="inverted_cdf")
-    assert statistics._places(images) == expected.tolist()
+    places = [quantile_place(level, images) for level in QUANTILES]
+    assert places == expected.tolist()

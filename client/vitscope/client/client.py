@@ -1,7 +1,7 @@
 """The synchronous client: one method per question, results in plain Python and numpy."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from types import TracebackType
 from typing import Self, SupportsIndex
 
@@ -128,7 +128,7 @@ class Client:
     def top_images_of_channels(
         self,
         layer: str,
-        channels: Sequence[SupportsIndex] | None = None,
+        channels: Collection[SupportsIndex] | None = None,
         *,
         pooling: str = "mean",
         k: SupportsIndex | None = None,
@@ -152,7 +152,7 @@ class Client:
         self,
         request: query_pb2.TopImagesOfChannelsRequest,
         layer: str,
-        channels: Sequence[SupportsIndex] | None,
+        channels: Collection[SupportsIndex] | None,
     ) -> Iterator[TopImages]:
         with rpc_errors(self._address):
             replies = self._stub.TopImagesOfChannels(request, timeout=self._timeout)
@@ -161,7 +161,7 @@ class Client:
     def channel_statistics(
         self,
         layer: str,
-        channels: Sequence[SupportsIndex] | None = None,
+        channels: Collection[SupportsIndex] | None = None,
         *,
         pooling: str = "mean",
         index: str = "",
@@ -253,7 +253,7 @@ class Client:
     def box_scores(
         self,
         layer: str,
-        channels: Sequence[SupportsIndex] | None = None,
+        channels: Collection[SupportsIndex] | None = None,
         *,
         box_labels: Sequence[str] = (),
         where: ImageFilter | None = None,
@@ -322,8 +322,8 @@ class Client:
     def patch_map_grid(
         self,
         layer: str,
-        rows: Sequence[SupportsIndex],
-        channels: Sequence[SupportsIndex],
+        rows: Collection[SupportsIndex],
+        channels: Collection[SupportsIndex],
         *,
         encoding: str = "float16",
         index: str = "",

@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, SupportsIndex
 
@@ -99,7 +99,7 @@ def top_images(
 def top_images_stream(
     messages: Iterable[query_pb2.TopImagesResponse],
     layer: str,
-    channels: Sequence[SupportsIndex] | None,
+    channels: Collection[SupportsIndex] | None,
 ) -> Iterator[results.TopImages]:
     """The answers in the order of the channels asked for."""
     asked = None if channels is None else list(map(operator.index, channels))
@@ -162,6 +162,51 @@ def scored_patch(message: query_pb2.ScoredPatch) -> results.ScoredPatch:
         x=message.x,
         score=message.score,
         source=(source.x0, source.y0, source.x1, source.y1) if message.HasField("source") else None,
+    )
+
+
+def channel_box_scores(
+    message: query_pb2.GetBoxScoresResponse, layer: str
+) -> results.ChannelBoxScores:
+    count = len(message.channels)
+    if len(message.images) != count or len(message.scores) != count:
+        raise ServerError(
+            f"The server's reply is inconsistent: {count} channels, {len(message.images)} counts "
+            f"and {len(message.scores)} scores."
+        )
+    columns = {
+        name: np.array([getattr(each, name) for each in message.scores], np.float64)
+        for name in ("inside", "area", "auc", "contrast")
+    }
+    return results.ChannelBoxScores(
+        generation=message.generation,
+        layer=layer,
+        channels=np.array(message.channels, np.int32),
+        images=np.array(message.images, np.int64),
+        **columns,
+    )
+
+
+def top_images_by_box(
+    message: query_pb2.TopImagesByBoxResponse, layer: str, channel: SupportsIndex
+) -> results.TopImagesByBox:
+    """The reply joined with the question, which it does not repeat."""
+    return results.TopImagesByBox(
+        generation=message.generation,
+        layer=layer,
+        channel=operator.index(channel),
+        images=tuple(map(boxed_image, message.images)),
+        candidates=message.candidates,
+    )
+
+
+def boxed_image(message: query_pb2.BoxedImage) -> results.BoxedImage:
+    scores = message.scores
+    return results.BoxedImage(
+        row=message.row,
+        key=message.key,
+        label=message.label if message.HasField("label") else None,
+        scores=results.BoxScores(scores.inside, scores.area, scores.auc, scores.contrast),
     )
 
 

@@ -1,6 +1,6 @@
 """Which images take part in an answer."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import SupportsIndex
 
@@ -18,7 +18,7 @@ class ImageFilter:
 
     labels: Sequence[str] = ()
     """Images with one of these; empty for all."""
-    rows: Sequence[SupportsIndex] | None = None
+    rows: Collection[SupportsIndex] | None = None
     """Images of these rows, in any order; None for all."""
     has_box: bool | None = None
     """Images with a labelled box (True) or without one (False)."""

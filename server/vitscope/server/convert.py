@@ -91,7 +91,7 @@ def order_from(number: int) -> Order:
 
 def in_bytes_from(number: int) -> bool:
     """Whether maps are asked for with a byte a value."""
-    known = {
+    known: Mapping[int, bool] = {
         query_pb2.MAP_ENCODING_UNSPECIFIED: False,
         query_pb2.MAP_ENCODING_FLOAT16: False,
         query_pb2.MAP_ENCODING_UINT8: True,
@@ -142,7 +142,7 @@ def where_from(request: query_pb2.TopChannelsRequest) -> Where:
 
 def percentiles_from(number: int) -> bool:
     """Whether a request ranks channels by percentile."""
-    measures = {
+    measures: Mapping[int, bool] = {
         query_pb2.MEASURE_UNSPECIFIED: False,
         query_pb2.MEASURE_VALUE: False,
         query_pb2.MEASURE_PERCENTILE: True,

@@ -55,7 +55,8 @@ def band_rows(scores: Scores, low: float, high: float) -> Rows:
     values = order[there]
     first, last = (quantile_place(level, len(values)) for level in (low, high))
     bars = np.partition(values, [first, last])[[first, last]]
-    return there[(values >= bars[0]) & (values <= bars[1])]
+    inside: Rows = there[(values >= bars[0]) & (values <= bars[1])]
+    return inside
 
 
 def quantile_place(level: float, count: int) -> int:

@@ -38,24 +38,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     target = None if args.png is None else png_target(args.png)
+    several = args.channels is None or len(args.channels) > 1
     with _common.connect(args) as client:
-        several = args.channels is None or len(args.channels) > 1
-        sections = []
-        for number, top in enumerate(_answers(client, args, several, target is not None)):
+        answers = _answers(client, args, several, target is not None)
+        if target is not None:
+            from vitscope.client.commands import _sheets
+
+            # Drawn first: where that cannot be, nothing is printed either.
+            tops = list(answers)
+            sections = [_sheets.top_images_section(client, args.index, top) for top in tops]
+            _sheets.save(target, sections)
+            answers = iter(tops)
+        for number, top in enumerate(answers):
             if args.json:
                 _common.print_json(_json(top))
             else:
                 if several:
                     print(f"\nchannel {top.channel}" if number else f"channel {top.channel}")
                 _common.print_ranking(top.images)
-            if target is not None:
-                from vitscope.client.commands import _sheets
-
-                sections.append(_sheets.top_images_section(client, args.index, top))
-        if target is not None:
-            from vitscope.client.commands import _sheets
-
-            _sheets.save(target, sections)
     return 0
 
 

@@ -128,8 +128,8 @@ class _Shares:
         table = generation.rows
         if not table.boxed().any():
             raise NotKeptHereError(
-                "layer: this index has no labelled boxes to hold maps against; index pictures with "
-                "boxes (docs/sources.md)."
+                "layer: this index has no labelled boxes to hold maps against; index pictures "
+                "whose boxes are known."
             )
         check_labels("box_labels", box_labels, table.box_label_names)
         with_box = replace(asked, has_box=True) if asked.has_box is None else asked

@@ -179,7 +179,8 @@ def _scores(
     patches = generation.activations(layer.name, row, slice(None))[:, len(tokens.prefix) :]
     values = patches.astype(np.float64)
     flat = share.reshape(-1)
-    return values @ (flat / inside) - values @ ((1 - flat) / outside)
+    contrast: Doubles = values @ (flat / inside) - values @ ((1 - flat) / outside)
+    return contrast
 
 
 class _Percentiles:
