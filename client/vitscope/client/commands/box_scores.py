@@ -2,6 +2,7 @@
 
 import argparse
 from dataclasses import asdict
+from math import isnan
 
 import numpy as np
 
@@ -107,9 +108,5 @@ _NAMES = ("contrast", "inside", "area", "auc")
 
 
 def _cells(scores: dict[str, float]) -> tuple[str, ...]:
-    return (
-        f"{scores['contrast']:.4g}",
-        f"{scores['inside']:.1%}",
-        f"{scores['area']:.1%}",
-        f"{scores['auc']:.3f}",
-    )
+    forms = {"contrast": ".4g", "inside": ".1%", "area": ".1%", "auc": ".3f"}
+    return tuple("-" if isnan(scores[name]) else f"{scores[name]:{forms[name]}}" for name in _NAMES)
