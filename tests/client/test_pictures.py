@@ -1,6 +1,7 @@
 """Properties of what is drawn, over flat and synthetic pictures."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -338,6 +339,26 @@ def test_the_rows_of_a_sheet_are_filled_evenly(count: int) -> None:
     # With one column less it would take another row.
     assert -(-count // (columns - 1)) > -(-count // columns)
     assert wide <= 2000
+
+
+def test_a_patch_is_framed_in_the_picture_and_not_in_the_overlay() -> None:
+    grey = np.full((200, 200, 3), 128, np.uint8)
+    grid = PatchGrid(100, 100, 50.0, 50.0, 0.0, 0.0)
+    patches = np.zeros((2, 2), np.float16)
+    plain = Cell(grey, patches, "h", "d", grid)
+    sheets = [
+        np.asarray(contact_sheet("t", [each]), np.int16)
+        for each in (plain, replace(plain, mark=(1, 0)))
+    ]
+    changed = np.argwhere((sheets[0] != sheets[1]).any(-1))
+    # The lower left quarter of the left one of two pictures of 200 pixels, and the rim around it.
+    left = np.argwhere((sheets[0] == 128).all(-1)).min(0)
+    rows, columns = (changed - left).T
+    assert 96 <= rows.min() < 104
+    assert rows.max() <= 204
+    assert columns.min() >= -4
+    assert 96 <= columns.max() <= 104
+    assert len(changed) > 100
 
 
 def test_a_gallery_stacks_its_sections() -> None:

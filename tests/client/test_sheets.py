@@ -59,6 +59,19 @@ def check_cells(index: Synthetic, section: Section, rows: list[int]) -> None:
         assert (np.abs(cell.picture.astype(int) - colour(index, row)) <= 1).all()
 
 
+def test_top_patches_are_framed_in_their_images(client: Client, synthetic: Synthetic) -> None:
+    top = client.top_patches(WIDE, 4, k=4)
+    section = _sheets.top_patches_section(client, "", top)
+    check_cells(synthetic, section, [patch.row for patch in top.patches])
+    dense = truth.maps(synthetic, WIDE)
+    for cell, patch in zip(section.cells, top.patches, strict=True):
+        assert cell.mark == (patch.y, patch.x)
+        assert cell.grid == top.grid
+        assert cell.patch_map is not None
+        assert_array_equal(cell.patch_map, dense[patch.row, ..., 4])
+        assert cell.patch_map[cell.mark] == patch.score
+
+
 @pytest.mark.parametrize(
     ("layer", "pooling"), [(name, pooling) for name in SHAPES for pooling in SHAPES[name].poolings]
 )

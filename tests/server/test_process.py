@@ -11,9 +11,15 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.message_factory import GetMessageClass
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
 from synthetic import ServerProcess, Synthetic, build, run_vitscope
 
 from vitscope.v1 import index_pb2
@@ -58,6 +64,53 @@ def test_reflection_is_there_with_the_flag_only(
     server = serve(synthetic.path, options=("--reflection",))
     assert {SERVICE, "grpc.health.v1.Health"} <= reflected(server.address)
     assert refused(lambda: reflected(synthetic_server))[0] == StatusCode.UNIMPLEMENTED
+
+
+def test_a_caller_that_knows_only_what_reflection_tells_gets_the_same_answers(
+    synthetic: Synthetic, serve: Serve
+) -> None:
+    """As grpcurl does: descriptors from the server, requests from JSON."""
+    server = serve(synthetic.path, options=("--reflection",))
+    wide = {"layer": "blocks.0.mlp", "channel": 4, "k": 5}
+    asked: dict[str, dict[str, Any]] = {
+        "GetIndex": {},
+        "TopImages": {**wide, "filter": {"labels": ["fox"]}, "order": "ORDER_BOTTOM"},
+        "TopImagesOfChannels": {"layer": "blocks.0.mlp", "channels": [4, 2], "k": 3},
+        "GetChannelStatistics": {"layer": "blocks.0.mlp", "pooling": "POOLING_MAX"},
+        "TopPatches": wide,
+        "TopChannels": {"row": "8", "measure": "MEASURE_PERCENTILE"},
+        "SimilarChannels": wide,
+        "SimilarImages": {"layer": "blocks.0.mlp", "row": "8", "k": 5},
+        "GetPatchMaps": {
+            "grids": [{"layer": "blocks.1.mlp", "rows": ["1"], "channels": [0, 2]}],
+            "encoding": "MAP_ENCODING_UINT8",
+        },
+        "GetImages": {"rows": ["1", "17"]},
+    }
+    with grpc.insecure_channel(server.address) as channel:
+        stub = ActivationServiceStub(channel)
+        pool = DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
+        service = pool.FindServiceByName(SERVICE)
+        for name, body in asked.items():
+            method = service.methods_by_name[name]
+            request = ParseDict(body, GetMessageClass(method.input_type)())
+            parse = GetMessageClass(method.output_type).FromString
+            make = channel.unary_stream if method.server_streaming else channel.unary_unary
+            call: Any = make(
+                f"/{SERVICE}/{name}",
+                request_serializer=lambda message: message.SerializeToString(),
+                response_deserializer=parse,
+            )
+            known: Any = getattr(pb, f"{name}Request").FromString(request.SerializeToString())
+            mine, theirs = call(request, timeout=60), getattr(stub, name)(known, timeout=60)
+            if method.server_streaming:
+                mine, theirs = list(mine), list(theirs)
+                assert len(mine) > 0
+            else:
+                mine, theirs = [mine], [theirs]
+            assert [MessageToDict(each) for each in mine] == [
+                MessageToDict(each) for each in theirs
+            ]
 
 
 def check_start_error(arguments: list[str | Path], code: int) -> str:

@@ -47,6 +47,7 @@ def top_patches_section(client: Client, index: str, top: TopPatches) -> Section:
             heading=f"{rank}  {patch.label or patch.key}",
             detail=f"{patch.score:.4g} · row {patch.row} · patch {patch.y}, {patch.x}",
             grid=top.grid,
+            mark=(patch.y, patch.x),
         )
         for rank, patch in enumerate(top.patches, 1)
     ]

@@ -39,6 +39,8 @@ class Cell:
     """Second line, such as the score and the row."""
     grid: PatchGrid | None = None
     """Where the patches lie in the model's input; evenly over the picture where not given."""
+    mark: tuple[int, int] | None = None
+    """A patch of `grid`, from the top and from the left, to frame in the picture."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -218,7 +220,8 @@ def _draw_cell(
         # The overlay then lies on plain grey.
         shown = np.full((grid.tile[1], grid.tile[0], 3), 160, np.uint8)
     else:
-        _paste(sheet, shown, corner, grid.tile)
+        framed = _framed(shown, cell.mark, cell.grid) if cell.mark and cell.grid else shown
+        _paste(sheet, framed, corner, grid.tile)
     if grid.paired:
         beside = (x + grid.tile[0] + PAIR_GAP, y)
         if cell.patch_map is None:
@@ -238,6 +241,25 @@ def _draw_cell(
 def _resized(picture: NDArray[np.uint8], largest: int) -> NDArray[np.uint8]:
     size = _shown_size(picture, largest)
     return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
+
+
+def _framed(
+    pixels: NDArray[np.uint8], patch: tuple[int, int], grid: PatchGrid
+) -> NDArray[np.uint8]:
+    """A picture with a frame around a patch, light with a dark rim: seen on any of them."""
+    height, width = pixels.shape[:2]
+    down, across = height / grid.input_height, width / grid.input_width
+    y, x = patch
+    upper, left = grid.top + y * grid.cell_height, grid.left + x * grid.cell_width
+    right, lower = left + grid.cell_width, upper + grid.cell_height
+    x0, x1 = round(left * across), round(right * across)
+    y0, y1 = round(upper * down), round(lower * down)
+    picture = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(picture)
+    for rim, colour, thick in ((2, INK, 1), (1, PAPER, 2)):
+        edges = (x0 - rim, y0 - rim, x1 + rim, y1 + rim)
+        draw.rectangle(edges, outline=colour, width=thick)
+    return np.asarray(picture)
 
 
 def _paste(
