@@ -423,6 +423,25 @@ REQUESTS: dict[str, st.SearchStrategy[Any]] = {
         k=COUNTS,
         layers=st.lists(LAYERS, max_size=2),
     ),
+    "GetBoxScores": st.builds(
+        pb.GetBoxScoresRequest,
+        index=INDEXES,
+        layer=LAYERS,
+        channels=st.lists(INT32, max_size=3),
+        box_labels=st.lists(st.text(max_size=3), max_size=1),
+        filter=FILTERS,
+    ),
+    "TopImagesByBox": st.builds(
+        pb.TopImagesByBoxRequest,
+        index=INDEXES,
+        layer=LAYERS,
+        channel=INT32,
+        box_labels=st.lists(st.text(max_size=3), max_size=1),
+        filter=FILTERS,
+        measure=st.integers(0, 3) | INT32,
+        order=st.integers(0, 2) | INT32,
+        k=COUNTS,
+    ),
     "SimilarImages": st.builds(
         pb.SimilarImagesRequest, index=INDEXES, layer=LAYERS, row=INT64, k=COUNTS
     ),
@@ -438,6 +457,9 @@ REQUESTS: dict[str, st.SearchStrategy[Any]] = {
 }
 
 Fault = tuple[bool, StatusCode]
+MANY_CHANNELS = (
+    pb.TopImagesOfChannelsRequest | pb.GetChannelStatisticsRequest | pb.GetBoxScoresRequest
+)
 EXAMPLES = int(os.environ.get("VITSCOPE_REFUSALS", "250"))
 """Requests of each kind."""
 
@@ -462,7 +484,16 @@ def faults(synthetic: Synthetic, request: Any) -> set[StatusCode]:
     if isinstance(request, pb.GetChannelStatisticsRequest):
         found += layer_faults(synthetic, request.layer)
         found += pooling_faults(request.layer, request.pooling)
-    if isinstance(request, pb.TopImagesOfChannelsRequest | pb.GetChannelStatisticsRequest):
+    if isinstance(request, pb.GetBoxScoresRequest | pb.TopImagesByBoxRequest):
+        found += layer_faults(synthetic, request.layer)
+        found += filter_faults(request.filter)
+        # The index has no boxes.
+        found += [(True, NOT_KEPT), (bool(request.box_labels), MISSING)]
+    if isinstance(request, pb.TopImagesByBoxRequest):
+        found += channel_faults(synthetic, request)
+        found += [(not 0 <= request.measure <= 3, INVALID), (not 0 <= request.order <= 2, INVALID)]
+        found.append((request.HasField("k") and not 1 <= request.k <= 65, INVALID))
+    if isinstance(request, MANY_CHANNELS):
         layer = synthetic.layers.get(request.layer)
         if layer is not None:
             found += [(not 0 <= one < layer.channels, MISSING) for one in request.channels]
@@ -605,7 +636,7 @@ def test_random_requests_get_the_status_they_deserve(
         assert str(synthetic.path) not in details
 
     sweep()
-    assert True in answered
+    assert (True in answered) == (method not in ("GetBoxScores", "TopImagesByBox"))
     if method != "ListIndexes":
         assert False in answered
 
