@@ -30,6 +30,7 @@ from vitscope.store.arrays import (
     write_array,
 )
 from vitscope.store.errors import DamagedIndexError, NotWrittenError
+from vitscope.store.manifest import QUANTILES
 
 Truth = Mapping[str, npt.NDArray[Any]]
 
@@ -46,7 +47,19 @@ def layer_truth(synthetic: Synthetic, layer: str) -> Truth:
             f"top_rows_{pooling}": rows,
             f"top_scores_{pooling}": best,
             f"top_maps_{pooling}": maps,
+            f"row_scores_{pooling}": scores,
         }
+        wide = scores[synthetic.valid].astype(np.float64)
+        quantiles = np.quantile(wide, QUANTILES, axis=0, method="inverted_cdf").T
+        truth |= {
+            f"score_mean_{pooling}": wide.mean(0),
+            f"score_variance_{pooling}": wide.var(0),
+            f"score_active_{pooling}": (wide > 0).mean(0),
+            f"score_quantiles_{pooling}": quantiles.astype(np.float16),
+        }
+    means = synthetic.scores(layer, "mean")[synthetic.valid].astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        truth["correlation_mean"] = np.asarray(np.corrcoef(means.T), np.float32)
     return truth
 
 
@@ -84,7 +97,13 @@ def groups(synthetic: Synthetic) -> Iterator[tuple[Path, Truth]]:
 
 
 def same(found: npt.NDArray[Any], truth: npt.NDArray[Any]) -> bool:
-    """Equal to the bit, element type included; NaN equals NaN."""
+    """Equal to the bit, element type included; NaN equals NaN.
+
+    Statistics, in float64, and correlations are equal but for the order of additions.
+    """
+    if truth.dtype == np.float64 or (truth.dtype == np.float32 and len(truth) == truth.shape[-1]):
+        close = np.allclose(found, truth, rtol=1e-6, atol=1e-6, equal_nan=True)
+        return found.dtype == truth.dtype and close
     return found.dtype == truth.dtype and np.array_equal(
         found, truth, equal_nan=truth.dtype.kind == "f"
     )
@@ -129,7 +148,8 @@ def test_xarray_opens_every_group_with_named_dimensions(synthetic: Synthetic) ->
     with xarray.open_zarr(group, consolidated=False) as dataset:
         assert dataset["scores_cls"].dims == ("channel", "row")
         assert dataset["top_maps_cls"].dims == ("channel", "rank", "y", "x")
-        assert dict(dataset.sizes) == {"channel": 11, "row": 70, "rank": 6, "y": 3, "x": 5}
+        sizes = {"channel": 11, "row": 70, "rank": 6, "y": 3, "x": 5}
+        assert dict(dataset.sizes) == {**sizes, "other_channel": 11, "quantile": 9}
 
 
 def test_xarray_decodes_scores_to_the_same_values(synthetic: Synthetic) -> None:
