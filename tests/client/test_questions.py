@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,6 +18,7 @@ from synthetic import ServerProcess, Synthetic, build
 
 from vitscope.client import Client, ImageFilter, ScoredImage, UsageError
 from vitscope.client.cli import main
+from vitscope.client.commands import _sheets, top_images
 from vitscope.store.boxes import Box
 from vitscope.store.rows import RowRecord
 from vitscope.v1 import index_pb2
@@ -148,6 +150,38 @@ def test_a_sweep_can_be_left_early(client: Client) -> None:
     assert next(sweep).channel == 0
     sweep.close()  # type: ignore[attr-defined]
     assert client.indexes()
+
+
+def test_a_sheet_says_how_its_images_were_chosen(
+    empty_folder: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr(
+        _sheets, "save", lambda _, sections: titles.extend(each.title for each in sections)
+    )
+    line = f"top-images --layer {WIDE} --channel 4 -k 3 --png a.png"
+    for options in ("", "--bottom", "--distinct", "--band 0.25:0.5", "--label fox --bottom"):
+        assert main(f"{line} {options}".split()) == 0
+    start = f"{WIDE} · channel 4 ·"
+    assert titles == [
+        f"{start} top 3 by mean",
+        f"{start} lowest 3 by mean",
+        f"{start} most distinct 3 by mean",
+        f"{start} of the band 0.25 to 0.5, top 3 by mean",
+        f"{start} of some images, lowest 3 by mean",
+    ]
+
+
+def test_a_sheet_of_very_many_images_is_refused(
+    empty_folder: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(top_images, "MOST_DRAWN", 30)
+    line = f"top-images --layer {WIDE} --channel all -k 20 --png a.png"
+    assert main(line.split()) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "--png draws at most 30 images" in captured.err
+    assert not list(empty_folder.iterdir())
 
 
 def test_the_table_of_several_channels(capsys: Captured) -> None:
@@ -303,6 +337,8 @@ def test_arguments_that_cannot_be_meant(client: Client) -> None:
         client.top_images(WIDE, 1, order="middle")
     with pytest.raises(UsageError, match="Only one of patch and box"):
         client.top_channels(8, patch=(0, 0), box=1)
+    with pytest.raises(UsageError, match="box_labels is a list of labels"):
+        client.box_scores(WIDE, box_labels="fox")
     with pytest.raises(UsageError, match="layers is a list of names"):
         client.top_channels(8, layers=WIDE)
     with pytest.raises(UsageError, match="Pooling '' is not known"):

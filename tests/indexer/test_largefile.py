@@ -75,6 +75,27 @@ def test_a_file_system_that_refuses_it(
     assert len(refused) == 1
 
 
+def test_a_block_that_was_written_in_part_before_it_was_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, calls = os.write, []
+
+    def short(file: int, data: memoryview) -> int:
+        calls.append(len(data))
+        if len(calls) == 1:
+            fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) & ~os.O_DIRECT)
+            return write(file, data[:1000])
+        if len(calls) == 2:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return write(file, data)
+
+    monkeypatch.setattr("os.write", short)
+    data = some_bytes(SIZES[-1])
+    assert written(tmp_path / "file", data, 1 << 20) == len(data)
+    monkeypatch.undo()
+    assert (tmp_path / "file").read_bytes() == data
+
+
 def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(file: int, data: memoryview) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -143,6 +143,8 @@ class Client:
 
         for top in client.top_images_of_channels("blocks.5.mlp", k=9):
             print(top.channel, [image.row for image in top.images])
+
+        The client's `timeout` is that of the whole sweep, with the time spent inside of the loop.
         """
         ranked = requests.Ranked(pooling, k, maps, where, order, band, distinct)
         request = requests.top_images_of_channels_request(index, layer, channels, ranked)
@@ -312,7 +314,8 @@ class Client:
 
         They come in the order asked for; maps that follow each other and share layer and grid
         are one result. With `encoding` 'uint8' they take half of the bytes and are off by half of
-        `PatchMaps.scale` at most. Raises `NotKeptError` for a map that the index did not keep.
+        `PatchMaps.scale` at most, and by what float16 rounds. Raises `NotKeptError` for a map that
+        the index did not keep.
         """
         request = requests.patch_maps_request(index, selectors, encoding)
         with rpc_errors(self._address):

@@ -193,7 +193,7 @@ def box_scores_request(
         index=_text("index", index),
         layer=_text("layer", layer),
         channels=_channels(channels),
-        box_labels=[_text("box label", label) for label in box_labels],
+        box_labels=_labels(box_labels),
         filter=image_filter(where),
     )
 
@@ -215,7 +215,7 @@ def top_images_by_box_request(
         index=_text("index", index),
         layer=_text("layer", layer),
         channel=_whole("channel", channel, bits=32),
-        box_labels=[_text("box label", label) for label in box_labels],
+        box_labels=_labels(box_labels),
         filter=image_filter(where),
         measure=BOX_MEASURES[measure],
         order=order_value(order),
@@ -299,6 +299,12 @@ def images_request(index: str, rows: Iterable[SupportsIndex]) -> query_pb2.GetIm
 
 def _count(k: SupportsIndex | None) -> int | None:
     return None if k is None else _whole("k", k, bits=32)
+
+
+def _labels(labels: Iterable[str]) -> list[str]:
+    if isinstance(labels, str):
+        raise UsageError(f"box_labels is a list of labels, not a single text; write [{labels!r}].")
+    return [_text("box label", label) for label in labels]
 
 
 def _layers(layers: Iterable[str]) -> list[str]:

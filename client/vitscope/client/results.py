@@ -89,7 +89,7 @@ class Distinctness:
     """z * ln((1 + C) / (1 + hubs)) / ln(1 + C) where z is positive, else z: z is the score's
     distance from the channel's mean in standard deviations, C the channels of the layer."""
     hubs: int
-    """Channels of the layer that have the image among their best ten."""
+    """Other channels of the layer that have the image among their best ten."""
 
 
 @dataclass(frozen=True, slots=True)

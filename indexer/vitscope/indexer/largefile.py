@@ -32,6 +32,7 @@ class LargeFile:
         self._can = hasattr(os, "O_DIRECT")
         self.size = 0
         """Bytes so far."""
+        self._written = 0
 
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes."""
@@ -53,10 +54,11 @@ class LargeFile:
 
     def _write_block(self) -> None:
         self._filled = 0
-        block = memoryview(self._buffer)
+        block, start = memoryview(self._buffer), self._written
         if self._can and self._past_cache(True):
             try:
                 _write(self._file, block)
+                self._written += BLOCK
                 return
             except OSError as error:
                 # Some file systems say only now that they do not do it.
@@ -64,8 +66,11 @@ class LargeFile:
                     raise
         self._can = False
         self._past_cache(False)
+        # A part of the block may be there already.
+        os.lseek(self._file, start, os.SEEK_SET)
         _write(self._file, block)
-        begin_writing_back(self._file, os.lseek(self._file, 0, os.SEEK_CUR) - BLOCK, BLOCK)
+        self._written += BLOCK
+        begin_writing_back(self._file, start, BLOCK)
 
     def _past_cache(self, on: bool) -> bool:
         """Whether what is written from now on goes past the cache, as was asked."""

@@ -268,7 +268,7 @@ class Distinctness(_message.Message):
     from the channel's mean over all valid images in standard deviations, C the layer's channels.
     """
     hubs: _builtins.int
-    """Channels of the layer that have the image among their best ten by this pooling."""
+    """Other channels of the layer that have the image among their best ten by this pooling."""
     def __init__(
         self,
         *,

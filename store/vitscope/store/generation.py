@@ -31,7 +31,8 @@ _NAME = re.compile(r"\d{6}-[0-9a-f]{16}", re.ASCII)
 POINTER = re.compile(rb"(\d{6}-[0-9a-f]{16})\n")
 """All that `CURRENT` holds: the name of a generation and a line feed."""
 _MEND = "restore it from a copy"
-_HUB_RANKS = 10
+HUB_RANKS = 10
+"""Ranks of a channel that count where an image is among the best of many."""
 
 
 def generation_name(number: int, manifest: bytes) -> str:
@@ -156,9 +157,7 @@ class Generation:
     def hubs(self, layer: str, pooling: Pooling) -> npt.NDArray[np.int64]:
         """How many channels of a layer have each image among their best ten: (N,); held."""
         if (layer, pooling) not in self._hubs:
-            rows = self.read(
-                layer, layout.top_rows_name(pooling), slice(None), slice(0, _HUB_RANKS)
-            )
+            rows = self.read(layer, layout.top_rows_name(pooling), slice(None), slice(0, HUB_RANKS))
             counts = np.bincount(rows[rows >= 0], minlength=self.manifest.rows)
             self._hubs[layer, pooling] = counts
         return self._hubs[layer, pooling]

@@ -20,6 +20,9 @@ Rectangle = tuple[float, float, float, float]
 """x0, y0, x1, y1 of the left, upper, right and lower edge."""
 Doubles = npt.NDArray[np.float64]
 
+_LEAST = 1e-9
+"""Patches; less of them is what rounding leaves of nothing."""
+
 
 def input_rectangles(tokens: TokenLayout) -> Doubles:
     """Rectangle of every patch in pixels of the model's input: (H, W, 4) as x0, y0, x1, y1."""
@@ -41,6 +44,11 @@ def box_share(
     """Share of every patch's area that a box in pixels of the source picture covers: (H, W)."""
     xs, ys = _source_edges(tokens, view, input_size)
     return np.outer(_covered(ys, box[1], box[3]), _covered(xs, box[0], box[2]))
+
+
+def tells_apart(shares: Doubles) -> bool:
+    """Whether some of the patches' area lies inside and some outside, by their shares (…) of it."""
+    return bool(_LEAST < shares.sum() < shares.size - _LEAST)
 
 
 def boxes_share(

@@ -12,8 +12,8 @@ from vitscope.client.pictures import Cell, Section, decode, gallery_sheet, save_
 from vitscope.client.results import PatchMap, PatchMaps, SimilarImages, TopImages, TopPatches
 
 
-def top_images_section(client: Client, index: str, top: TopImages) -> Section:
-    """Every image of the answer beside its map, where one is stored."""
+def top_images_section(client: Client, index: str, top: TopImages, how: str = "top") -> Section:
+    """Every image of the answer beside its map, where one is stored; `how` they were ranked."""
     pictures = _pictures(client, index, [image.row for image in top.images])
     maps = {} if top.maps is None else _by_row(top.maps)
     cells = [
@@ -26,7 +26,7 @@ def top_images_section(client: Client, index: str, top: TopImages) -> Section:
         )
         for rank, image in enumerate(top.images, 1)
     ]
-    title = f"{top.layer} · channel {top.channel} · top {len(cells)} by {top.pooling}"
+    title = f"{top.layer} · channel {top.channel} · {how} {len(cells)} by {top.pooling}"
     return Section(title, cells, note=_note(client, index, top.generation))
 
 

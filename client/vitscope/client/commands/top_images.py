@@ -6,8 +6,11 @@ from collections.abc import Iterator
 
 from vitscope.client.client import Client
 from vitscope.client.commands import _common
+from vitscope.client.errors import UsageError
 from vitscope.client.files import png_target
 from vitscope.client.results import TopImages
+
+MOST_DRAWN = 1_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,8 +48,10 @@ def run(args: argparse.Namespace) -> int:
             from vitscope.client.commands import _sheets
 
             # Drawn first: where that cannot be, nothing is printed either.
-            tops = list(answers)
-            sections = [_sheets.top_images_section(client, args.index, top) for top in tops]
+            tops = _few(answers)
+            sections = [
+                _sheets.top_images_section(client, args.index, top, _how(args)) for top in tops
+            ]
             _sheets.save(target, sections)
             answers = iter(tops)
         for number, top in enumerate(answers):
@@ -76,6 +81,26 @@ def _answers(
         yield from client.top_images_of_channels(args.layer, args.channels, **ranked)
     else:
         yield client.top_images(args.layer, args.channels[0], **ranked)
+
+
+def _few(answers: Iterator[TopImages]) -> list[TopImages]:
+    """All answers, if they fit on a sheet that anyone can look at."""
+    tops, images = [], 0
+    for top in answers:
+        tops.append(top)
+        images += len(top.images)
+        if images > MOST_DRAWN:
+            raise UsageError(
+                f"--png draws at most {MOST_DRAWN:,} images; name fewer channels, or less with -k."
+            )
+    return tops
+
+
+def _how(args: argparse.Namespace) -> str:
+    """How the images of a sheet were chosen, for its title."""
+    ends = "lowest" if args.bottom else "most distinct" if args.distinct else "top"
+    band = f"of the band {args.band[0]:g} to {args.band[1]:g}, " if args.band else ""
+    return f"{'of some images, ' if _common.filter_from(args) else ''}{band}{ends}"
 
 
 def _json(top: TopImages) -> dict[str, object]:

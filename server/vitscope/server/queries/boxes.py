@@ -21,7 +21,7 @@ from vitscope.server.queries.checks import (
 from vitscope.server.queries.filters import ImageFilter, select
 from vitscope.server.queries.maps import kept_maps, kept_rows
 from vitscope.store.generation import Generation
-from vitscope.store.geometry import boxes_share
+from vitscope.store.geometry import boxes_share, tells_apart
 from vitscope.store.manifest import LayerRecord
 from vitscope.store.ranking import largest
 
@@ -30,8 +30,6 @@ Rows = npt.NDArray[np.int64]
 Measure = Literal["contrast", "inside", "auc"]
 
 _MAPS_AT_ONCE = 4_096
-_LEAST = 1e-9
-"""Patches; less of them is what rounding leaves of nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +132,8 @@ class _Shares:
         check_labels("box_labels", box_labels, table.box_label_names)
         with_box = replace(asked, has_box=True) if asked.has_box is None else asked
         among = select(generation, with_box)
+        if among is not None and box_labels:
+            among = among[table.boxed(box_labels)[among]]
         self._generation = generation
         self._layer = layer
         self._labels = box_labels
@@ -174,8 +174,7 @@ class _Shares:
         ]
         size = self._generation.manifest.model.input_size
         share = boxes_share(self._layer.tokens, boxes, view_of(self._generation, row), size)
-        # Without an inside and an outside there is nothing to tell apart.
-        return share.ravel() if _LEAST < share.sum() < share.size - _LEAST else None
+        return share.ravel() if tells_apart(share) else None
 
 
 def against_boxes(maps: Doubles, shares: Doubles) -> Scores:

@@ -21,7 +21,7 @@ from vitscope.server.queries.checks import (
     view_of,
 )
 from vitscope.store.generation import Generation
-from vitscope.store.geometry import Rectangle, box_share
+from vitscope.store.geometry import Rectangle, box_share, tells_apart
 from vitscope.store.layout import scores_name
 from vitscope.store.manifest import QUANTILES, LayerRecord, Pooling
 from vitscope.store.ranking import sortable
@@ -169,13 +169,13 @@ def _scores(
         at = len(tokens.prefix) + part.y * tokens.width + part.x
         return generation.activations(layer.name, row, slice(None))[:, at].astype(np.float64)
     share = box_share(tokens, part, view_of(generation, row), generation.manifest.model.input_size)
-    inside, outside = share.sum(), (1 - share).sum()
-    if inside <= 0 or outside <= 0:
-        side = "inside" if inside <= 0 else "outside"
+    if not tells_apart(share):
+        side = "inside" if share.mean() < 0.5 else "outside"
         raise InvalidArgumentError(
-            f"rectangle: no patch of {layer.name} on row {row} lies {side} of it, so that there is "
-            "nothing to compare; choose a rectangle that covers a part of what the model saw."
+            f"where: no patch of {layer.name} on row {row} lies {side} of the rectangle or box, so "
+            "that there is nothing to compare; choose one that covers a part of what the model saw."
         )
+    inside, outside = share.sum(), (1 - share).sum()
     patches = generation.activations(layer.name, row, slice(None))[:, len(tokens.prefix) :]
     values = patches.astype(np.float64)
     flat = share.reshape(-1)
@@ -228,8 +228,10 @@ class _Percentiles:
         quantiles = self._generation.statistics(layer.name, self._pooling).quantiles  # [C, Q]
         above = scores[:, None] > quantiles.astype(np.float64)
         levels = np.array(QUANTILES)
-        least = np.where(above, levels, 0.0).max(1)
-        most = np.where(above, 1.0, levels).min(1)
+        # Where a score is none, quantiles are not known, and nor are bounds.
+        unknown = np.isnan(quantiles).any(1)
+        least = np.where(unknown, 0.0, np.where(above, levels, 0.0).max(1))
+        most = np.where(unknown, 1.0, np.where(above, 1.0, levels).min(1))
         return least, most
 
     def _share(self, layer: LayerRecord, channel: int, score: float) -> float:

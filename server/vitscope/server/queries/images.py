@@ -20,7 +20,7 @@ from vitscope.server.queries.checks import (
     find_layer,
 )
 from vitscope.server.queries.filters import ALL, ImageFilter, select
-from vitscope.store.generation import Generation
+from vitscope.store.generation import HUB_RANKS, Generation
 from vitscope.store.manifest import LayerRecord, Pooling
 from vitscope.store.ranking import band_rows, largest, top_rows
 
@@ -40,7 +40,7 @@ class Distinct:
     scores: npt.NDArray[np.float64]
     """(k,)"""
     hubs: npt.NDArray[np.int64]
-    """(k,): channels that have the image among their best ten."""
+    """(k,): other channels that have the image among their best ten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +161,16 @@ def _distinct(
     and its application in retrieval", 1972, with channels for documents, and from 0 to 1.
     """
     rows = np.flatnonzero(generation.rows.valid) if among is None else among
+    rows = rows[~np.isnan(column[rows])]
     statistics = generation.statistics(layer.name, pooling)
     mean, deviation = statistics.mean[channel], np.sqrt(statistics.variance[channel])
+    if np.isnan(mean):
+        known = column[~np.isnan(column)].astype(np.float64)
+        mean, deviation = known.mean(), known.std()
     distance = column[rows].astype(np.float64) - mean
     z = np.divide(distance, deviation, out=np.zeros_like(distance), where=deviation > 0)
-    hubs = generation.hubs(layer.name, pooling)[rows]
+    mine = generation.top(layer.name, pooling, channel)[0][:HUB_RANKS]
+    hubs = generation.hubs(layer.name, pooling)[rows] - np.isin(rows, mine)
     weight = np.log((1 + layer.channels) / (1 + hubs)) / np.log(1 + layer.channels)
     standing_out = np.where(z > 0, z * weight, z)
     best = largest(standing_out, min(k, len(rows)))

@@ -86,6 +86,8 @@ def maps_of_ranked(
         places = np.arange(len(rows))
         values = generation.top_maps(layer.name, pooling, channel, slice(0, len(rows)))
     else:
+        if layer.dense:
+            _check_size(layer, len(rows), len(rows))
         places, values = kept_maps(generation, layer, channel, rows)
         _check_size(layer, len(rows), len(places))
     return Maps(layer.name, rows[places].tolist(), [channel] * len(places), values)
@@ -184,7 +186,7 @@ def _found(generation: Generation, selectors: Sequence[Selector]) -> list[Halves
         rows = np.array([selectors[place].row for place in mine], np.int64)
         kept, values = kept_maps(generation, layer, channel, rows)
         if len(kept) < len(rows):
-            lost = next(row for place, row in enumerate(rows.tolist()) if place not in set(kept))
+            lost = int(rows[np.setdiff1d(np.arange(len(rows)), kept)[0]])
             raise NotKeptHereError(
                 f"maps: the map of row {lost} on channel {channel} of {name} was not kept; this "
                 f"index keeps those of the top {counted(layer.top_k, 'image')} of each channel."
