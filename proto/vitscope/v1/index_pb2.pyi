@@ -184,6 +184,7 @@ class Index(_message.Message):
     ROWS_FIELD_NUMBER: _builtins.int
     VALID_ROWS_FIELD_NUMBER: _builtins.int
     LAYERS_FIELD_NUMBER: _builtins.int
+    LIVE_MODEL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name that requests give to choose among the indexes of a server."""
     generation: _builtins.str
@@ -191,6 +192,8 @@ class Index(_message.Message):
     rows: _builtins.int
     """Rows of the frozen row list, and how many of them hold a readable image."""
     valid_rows: _builtins.int
+    live_model: _builtins.bool
+    """Whether the server runs the model for what the index did not keep."""
     @_builtins.property
     def model(self) -> Global___Model: ...
     @_builtins.property
@@ -206,10 +209,11 @@ class Index(_message.Message):
         rows: _builtins.int = ...,
         valid_rows: _builtins.int = ...,
         layers: _abc.Iterable[Global___Layer] | None = ...,
+        live_model: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "layers", b"layers", "model", b"model", "name", b"name", "rows", b"rows", "valid_rows", b"valid_rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "layers", b"layers", "live_model", b"live_model", "model", b"model", "name", b"name", "rows", b"rows", "valid_rows", b"valid_rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

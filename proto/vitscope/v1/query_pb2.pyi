@@ -78,6 +78,10 @@ class _MapSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MapSource.V
     MAP_SOURCE_UNSPECIFIED: _MapSource.ValueType  # 0
     MAP_SOURCE_KEPT: _MapSource.ValueType  # 1
     """From the index."""
+    MAP_SOURCE_RECOMPUTED: _MapSource.ValueType  # 2
+    """From the server's live model, run on the same picture with the same weights; equal to what was
+    indexed but for what the size of a batch does to the last bits.
+    """
 
 class MapSource(_MapSource, metaclass=_MapSourceEnumTypeWrapper):
     """Where maps come from."""
@@ -85,7 +89,35 @@ class MapSource(_MapSource, metaclass=_MapSourceEnumTypeWrapper):
 MAP_SOURCE_UNSPECIFIED: MapSource.ValueType  # 0
 MAP_SOURCE_KEPT: MapSource.ValueType  # 1
 """From the index."""
+MAP_SOURCE_RECOMPUTED: MapSource.ValueType  # 2
+"""From the server's live model, run on the same picture with the same weights; equal to what was
+indexed but for what the size of a batch does to the last bits.
+"""
 Global___MapSource: _TypeAlias = MapSource  # noqa: Y015
+
+class _DirectionMeasure:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DirectionMeasureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DirectionMeasure.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DIRECTION_MEASURE_UNSPECIFIED: _DirectionMeasure.ValueType  # 0
+    """As DIRECTION_MEASURE_PROJECTION."""
+    DIRECTION_MEASURE_PROJECTION: _DirectionMeasure.ValueType  # 1
+    """The scores weighted by the direction and summed. Always exact."""
+    DIRECTION_MEASURE_COSINE: _DirectionMeasure.ValueType  # 2
+    """Cosine of the angle between the direction and the image's mean-pooled activations."""
+
+class DirectionMeasure(_DirectionMeasure, metaclass=_DirectionMeasureEnumTypeWrapper):
+    """How an image lies to a direction."""
+
+DIRECTION_MEASURE_UNSPECIFIED: DirectionMeasure.ValueType  # 0
+"""As DIRECTION_MEASURE_PROJECTION."""
+DIRECTION_MEASURE_PROJECTION: DirectionMeasure.ValueType  # 1
+"""The scores weighted by the direction and summed. Always exact."""
+DIRECTION_MEASURE_COSINE: DirectionMeasure.ValueType  # 2
+"""Cosine of the angle between the direction and the image's mean-pooled activations."""
+Global___DirectionMeasure: _TypeAlias = DirectionMeasure  # noqa: Y015
 
 class _Measure:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -132,6 +164,30 @@ BOX_MEASURE_CONTRAST: BoxMeasure.ValueType  # 1
 BOX_MEASURE_INSIDE: BoxMeasure.ValueType  # 2
 BOX_MEASURE_AUC: BoxMeasure.ValueType  # 3
 Global___BoxMeasure: _TypeAlias = BoxMeasure  # noqa: Y015
+
+class _ChangeMeasure:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ChangeMeasureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChangeMeasure.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CHANGE_MEASURE_UNSPECIFIED: _ChangeMeasure.ValueType  # 0
+    """As CHANGE_MEASURE_EFFECT."""
+    CHANGE_MEASURE_EFFECT: _ChangeMeasure.ValueType  # 1
+    CHANGE_MEASURE_DIFFERENCE: _ChangeMeasure.ValueType  # 2
+    CHANGE_MEASURE_CORRELATION: _ChangeMeasure.ValueType  # 3
+    """Lowest correlation first with ORDER_BOTTOM."""
+
+class ChangeMeasure(_ChangeMeasure, metaclass=_ChangeMeasureEnumTypeWrapper):
+    """What channels are ranked by."""
+
+CHANGE_MEASURE_UNSPECIFIED: ChangeMeasure.ValueType  # 0
+"""As CHANGE_MEASURE_EFFECT."""
+CHANGE_MEASURE_EFFECT: ChangeMeasure.ValueType  # 1
+CHANGE_MEASURE_DIFFERENCE: ChangeMeasure.ValueType  # 2
+CHANGE_MEASURE_CORRELATION: ChangeMeasure.ValueType  # 3
+"""Lowest correlation first with ORDER_BOTTOM."""
+Global___ChangeMeasure: _TypeAlias = ChangeMeasure  # noqa: Y015
 
 @_typing.final
 class ListIndexesRequest(_message.Message):
@@ -732,12 +788,15 @@ class SimilarImagesRequest(_message.Message):
     LAYER_FIELD_NUMBER: _builtins.int
     ROW_FIELD_NUMBER: _builtins.int
     K_FIELD_NUMBER: _builtins.int
+    EXACT_FIELD_NUMBER: _builtins.int
     index: _builtins.str
     layer: _builtins.str
     row: _builtins.int
     """The image whose neighbours are sought; it is not among them."""
     k: _builtins.int
     """At least 1 and less than the number of valid images; absent, 20 or all if fewer."""
+    exact: _builtins.bool
+    """Hold the image against every other one, however many there are."""
     def __init__(
         self,
         *,
@@ -745,10 +804,11 @@ class SimilarImagesRequest(_message.Message):
         layer: _builtins.str = ...,
         row: _builtins.int = ...,
         k: _builtins.int | None = ...,
+        exact: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "k", b"k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "index", b"index", "k", b"k", "layer", b"layer", "row", b"row"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "exact", b"exact", "index", b"index", "k", b"k", "layer", b"layer", "row", b"row"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__k: _TypeAlias = _typing.Literal["k"]  # noqa: Y015
     _WhichOneofArgType__k: _TypeAlias = _typing.Literal["_k", b"_k"]  # noqa: Y015
@@ -766,7 +826,9 @@ class SimilarImagesResponse(_message.Message):
     RECALL_AT_10_FIELD_NUMBER: _builtins.int
     generation: _builtins.str
     exact: _builtins.bool
-    """False where the search may have missed neighbours; then recall_at_10 says how many it finds."""
+    """False where the search may have missed neighbours; then recall_at_10 says how many it finds.
+    Similarities are those of the stored activations either way.
+    """
     recall_at_10: _builtins.float
     """Share of the true ten nearest that the search finds, measured when the index was built."""
     @_builtins.property
@@ -788,6 +850,306 @@ class SimilarImagesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SimilarImagesResponse: _TypeAlias = SimilarImagesResponse  # noqa: Y015
+
+@_typing.final
+class SimilarPatchesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    ROW_FIELD_NUMBER: _builtins.int
+    PATCH_FIELD_NUMBER: _builtins.int
+    K_FIELD_NUMBER: _builtins.int
+    OTHER_IMAGES_FIELD_NUMBER: _builtins.int
+    EXACT_FIELD_NUMBER: _builtins.int
+    index: _builtins.str
+    layer: _builtins.str
+    row: _builtins.int
+    """The patch whose like are sought; it is not among them."""
+    k: _builtins.int
+    """At least 1; absent, the server takes 20."""
+    other_images: _builtins.bool
+    """Only patches of other images."""
+    exact: _builtins.bool
+    """Hold the patch against every other one, however many there are."""
+    @_builtins.property
+    def patch(self) -> Global___PatchPlace: ...
+    def __init__(
+        self,
+        *,
+        index: _builtins.str = ...,
+        layer: _builtins.str = ...,
+        row: _builtins.int = ...,
+        patch: Global___PatchPlace | None = ...,
+        k: _builtins.int | None = ...,
+        other_images: _builtins.bool = ...,
+        exact: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "k", b"k", "patch", b"patch"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "exact", b"exact", "index", b"index", "k", b"k", "layer", b"layer", "other_images", b"other_images", "patch", b"patch", "row", b"row"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__k: _TypeAlias = _typing.Literal["k"]  # noqa: Y015
+    _WhichOneofArgType__k: _TypeAlias = _typing.Literal["_k", b"_k"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__k) -> _WhichOneofReturnType__k | None: ...
+
+Global___SimilarPatchesRequest: _TypeAlias = SimilarPatchesRequest  # noqa: Y015
+
+@_typing.final
+class SimilarPatchesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    PATCHES_FIELD_NUMBER: _builtins.int
+    GRID_FIELD_NUMBER: _builtins.int
+    EXACT_FIELD_NUMBER: _builtins.int
+    RECALL_AT_10_FIELD_NUMBER: _builtins.int
+    generation: _builtins.str
+    exact: _builtins.bool
+    """As in SimilarImagesResponse."""
+    recall_at_10: _builtins.float
+    @_builtins.property
+    def patches(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoredPatch]:
+        """Cosine similarity of activations; higher first, then lower row, then from top to bottom and from
+        left to right.
+        """
+
+    @_builtins.property
+    def grid(self) -> Global___PatchGrid: ...
+    def __init__(
+        self,
+        *,
+        generation: _builtins.str = ...,
+        patches: _abc.Iterable[Global___ScoredPatch] | None = ...,
+        grid: Global___PatchGrid | None = ...,
+        exact: _builtins.bool = ...,
+        recall_at_10: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grid", b"grid"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exact", b"exact", "generation", b"generation", "grid", b"grid", "patches", b"patches", "recall_at_10", b"recall_at_10"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SimilarPatchesResponse: _TypeAlias = SimilarPatchesResponse  # noqa: Y015
+
+@_typing.final
+class ChannelWeights(_message.Message):
+    """Channels that are not named weigh nothing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNELS_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def channels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """One for each channel, finite."""
+
+    def __init__(
+        self,
+        *,
+        channels: _abc.Iterable[_builtins.int] | None = ...,
+        weights: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChannelWeights: _TypeAlias = ChannelWeights  # noqa: Y015
+
+@_typing.final
+class Direction(_message.Message):
+    """A direction in a layer's activation space."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    VECTOR_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    vector: _builtins.bytes
+    """A weight for each channel of the layer: little-endian float32, finite."""
+    name: _builtins.str
+    """One that the server has beside the index; see ListDirections."""
+    @_builtins.property
+    def weights(self) -> Global___ChannelWeights: ...
+    def __init__(
+        self,
+        *,
+        weights: Global___ChannelWeights | None = ...,
+        vector: _builtins.bytes = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["direction", b"direction", "name", b"name", "vector", b"vector", "weights", b"weights"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["direction", b"direction", "name", b"name", "vector", b"vector", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_direction: _TypeAlias = _typing.Literal["weights", "vector", "name"]  # noqa: Y015
+    _WhichOneofArgType_direction: _TypeAlias = _typing.Literal["direction", b"direction"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_direction) -> _WhichOneofReturnType_direction | None: ...
+
+Global___Direction: _TypeAlias = Direction  # noqa: Y015
+
+@_typing.final
+class TopImagesAlongDirectionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    DIRECTION_FIELD_NUMBER: _builtins.int
+    MEASURE_FIELD_NUMBER: _builtins.int
+    POOLING_FIELD_NUMBER: _builtins.int
+    K_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    EXACT_FIELD_NUMBER: _builtins.int
+    index: _builtins.str
+    layer: _builtins.str
+    measure: Global___DirectionMeasure.ValueType
+    pooling: _index_pb2.Pooling.ValueType
+    """Unspecified means POOLING_MEAN, which is all that a cosine takes."""
+    k: _builtins.int
+    """At least 1 and at most the number of valid images; absent, 20 or all if fewer."""
+    exact: _builtins.bool
+    """With DIRECTION_MEASURE_COSINE: hold the direction against every image. So it is with a filter."""
+    @_builtins.property
+    def direction(self) -> Global___Direction: ...
+    @_builtins.property
+    def filter(self) -> Global___ImageFilter: ...
+    def __init__(
+        self,
+        *,
+        index: _builtins.str = ...,
+        layer: _builtins.str = ...,
+        direction: Global___Direction | None = ...,
+        measure: Global___DirectionMeasure.ValueType = ...,
+        pooling: _index_pb2.Pooling.ValueType = ...,
+        k: _builtins.int | None = ...,
+        filter: Global___ImageFilter | None = ...,
+        exact: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "direction", b"direction", "filter", b"filter", "k", b"k"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "direction", b"direction", "exact", b"exact", "filter", b"filter", "index", b"index", "k", b"k", "layer", b"layer", "measure", b"measure", "pooling", b"pooling"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__k: _TypeAlias = _typing.Literal["k"]  # noqa: Y015
+    _WhichOneofArgType__k: _TypeAlias = _typing.Literal["_k", b"_k"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__k) -> _WhichOneofReturnType__k | None: ...
+
+Global___TopImagesAlongDirectionRequest: _TypeAlias = TopImagesAlongDirectionRequest  # noqa: Y015
+
+@_typing.final
+class TopImagesAlongDirectionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    EXACT_FIELD_NUMBER: _builtins.int
+    RECALL_AT_10_FIELD_NUMBER: _builtins.int
+    generation: _builtins.str
+    candidates: _builtins.int
+    """How many images the filter let through."""
+    exact: _builtins.bool
+    """As in SimilarImagesResponse."""
+    recall_at_10: _builtins.float
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoredImage]:
+        """Higher measure first, then lower row."""
+
+    def __init__(
+        self,
+        *,
+        generation: _builtins.str = ...,
+        images: _abc.Iterable[Global___ScoredImage] | None = ...,
+        candidates: _builtins.int = ...,
+        exact: _builtins.bool = ...,
+        recall_at_10: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "exact", b"exact", "generation", b"generation", "images", b"images", "recall_at_10", b"recall_at_10"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TopImagesAlongDirectionResponse: _TypeAlias = TopImagesAlongDirectionResponse  # noqa: Y015
+
+@_typing.final
+class ListDirectionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    index: _builtins.str
+    layer: _builtins.str
+    """None means all layers."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.str = ...,
+        layer: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "layer", b"layer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDirectionsRequest: _TypeAlias = ListDirectionsRequest  # noqa: Y015
+
+@_typing.final
+class NamedDirections(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    layer: _builtins.str
+    name: _builtins.str
+    """One direction is called so; of several, number i is called "name/i"."""
+    count: _builtins.int
+    """0 where it is one direction, else how many there are."""
+    def __init__(
+        self,
+        *,
+        layer: _builtins.str = ...,
+        name: _builtins.str = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "layer", b"layer", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NamedDirections: _TypeAlias = NamedDirections  # noqa: Y015
+
+@_typing.final
+class ListDirectionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    DIRECTIONS_FIELD_NUMBER: _builtins.int
+    generation: _builtins.str
+    @_builtins.property
+    def directions(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedDirections]:
+        """By depth of the layer, then by name."""
+
+    def __init__(
+        self,
+        *,
+        generation: _builtins.str = ...,
+        directions: _abc.Iterable[Global___NamedDirections] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directions", b"directions", "generation", b"generation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDirectionsResponse: _TypeAlias = ListDirectionsResponse  # noqa: Y015
 
 @_typing.final
 class GetImagesRequest(_message.Message):
@@ -1063,7 +1425,7 @@ class ScoredPatch(_message.Message):
     """From the top and from the left of the layer's grid."""
     x: _builtins.int
     score: _builtins.float
-    """The activation, as float16."""
+    """The activation, as float16, or a similarity."""
     @_builtins.property
     def source(self) -> Global___Rectangle:
         """Where the patch lies in the source picture; absent where an old index does not tell."""
@@ -1540,3 +1902,479 @@ class TopImagesByBoxResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TopImagesByBoxResponse: _TypeAlias = TopImagesByBoxResponse  # noqa: Y015
+
+@_typing.final
+class AnalyzeImageRequest(_message.Message):
+    """A picture that is not in the index, and what of it is asked for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    PICTURE_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    POOLING_FIELD_NUMBER: _builtins.int
+    MEASURE_FIELD_NUMBER: _builtins.int
+    CHANNELS_FIELD_NUMBER: _builtins.int
+    NEIGHBOURS_FIELD_NUMBER: _builtins.int
+    MAPS_FIELD_NUMBER: _builtins.int
+    INCLUDE_MAPS_FIELD_NUMBER: _builtins.int
+    index: _builtins.str
+    picture: _builtins.bytes
+    """The bytes of a picture file: JPEG, PNG or what else the index's decoder reads; 3 MiB at most."""
+    pooling: _index_pb2.Pooling.ValueType
+    """What channels are ranked by, and over which percentiles are taken. Unspecified means
+    POOLING_MEAN.
+    """
+    measure: Global___Measure.ValueType
+    channels: _builtins.int
+    """Strongest channels over all layers together; absent, the server takes 20; 0 for none."""
+    neighbours: _builtins.int
+    """Nearest images in each layer; absent, 10 or all if fewer; 0 for none."""
+    include_maps: _builtins.bool
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Layers for the strongest channels and the neighbours; none means all."""
+
+    @_builtins.property
+    def maps(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChannelSelector]:
+        """Channels whose maps are wanted, beside those of the strongest channels where include_maps is set."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.str = ...,
+        picture: _builtins.bytes = ...,
+        layers: _abc.Iterable[_builtins.str] | None = ...,
+        pooling: _index_pb2.Pooling.ValueType = ...,
+        measure: Global___Measure.ValueType = ...,
+        channels: _builtins.int | None = ...,
+        neighbours: _builtins.int | None = ...,
+        maps: _abc.Iterable[Global___ChannelSelector] | None = ...,
+        include_maps: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_channels", b"_channels", "_neighbours", b"_neighbours", "channels", b"channels", "neighbours", b"neighbours"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_channels", b"_channels", "_neighbours", b"_neighbours", "channels", b"channels", "include_maps", b"include_maps", "index", b"index", "layers", b"layers", "maps", b"maps", "measure", b"measure", "neighbours", b"neighbours", "picture", b"picture", "pooling", b"pooling"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__channels: _TypeAlias = _typing.Literal["channels"]  # noqa: Y015
+    _WhichOneofArgType__channels: _TypeAlias = _typing.Literal["_channels", b"_channels"]  # noqa: Y015
+    _WhichOneofReturnType__neighbours: _TypeAlias = _typing.Literal["neighbours"]  # noqa: Y015
+    _WhichOneofArgType__neighbours: _TypeAlias = _typing.Literal["_neighbours", b"_neighbours"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__channels) -> _WhichOneofReturnType__channels | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__neighbours) -> _WhichOneofReturnType__neighbours | None: ...
+
+Global___AnalyzeImageRequest: _TypeAlias = AnalyzeImageRequest  # noqa: Y015
+
+@_typing.final
+class ChannelSelector(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    layer: _builtins.str
+    channel: _builtins.int
+    def __init__(
+        self,
+        *,
+        layer: _builtins.str = ...,
+        channel: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "layer", b"layer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChannelSelector: _TypeAlias = ChannelSelector  # noqa: Y015
+
+@_typing.final
+class LayerNeighbours(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    EXACT_FIELD_NUMBER: _builtins.int
+    RECALL_AT_10_FIELD_NUMBER: _builtins.int
+    layer: _builtins.str
+    exact: _builtins.bool
+    recall_at_10: _builtins.float
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoredImage]:
+        """As in SimilarImagesResponse."""
+
+    def __init__(
+        self,
+        *,
+        layer: _builtins.str = ...,
+        images: _abc.Iterable[Global___ScoredImage] | None = ...,
+        exact: _builtins.bool = ...,
+        recall_at_10: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exact", b"exact", "images", b"images", "layer", b"layer", "recall_at_10", b"recall_at_10"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LayerNeighbours: _TypeAlias = LayerNeighbours  # noqa: Y015
+
+@_typing.final
+class AnalyzeImageResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    CHANNELS_FIELD_NUMBER: _builtins.int
+    NEIGHBOURS_FIELD_NUMBER: _builtins.int
+    MAPS_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    SAME_AS_ROW_FIELD_NUMBER: _builtins.int
+    generation: _builtins.str
+    same_as_row: _builtins.int
+    """The image in the index that has the same bytes, where there is one: lowest row first."""
+    @_builtins.property
+    def channels(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoredChannel]:
+        """As in TopChannelsResponse."""
+
+    @_builtins.property
+    def neighbours(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerNeighbours]: ...
+    @_builtins.property
+    def maps(self) -> _containers.RepeatedCompositeFieldContainer[Global___PatchMaps]:
+        """Without rows: first those of the strongest channels, then those asked for, neighbours of one
+        layer together.
+        """
+
+    @_builtins.property
+    def image(self) -> Global___Image:
+        """The row, key, label and reason of the image are empty."""
+
+    def __init__(
+        self,
+        *,
+        generation: _builtins.str = ...,
+        channels: _abc.Iterable[Global___ScoredChannel] | None = ...,
+        neighbours: _abc.Iterable[Global___LayerNeighbours] | None = ...,
+        maps: _abc.Iterable[Global___PatchMaps] | None = ...,
+        image: Global___Image | None = ...,
+        same_as_row: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_same_as_row", b"_same_as_row", "image", b"image", "same_as_row", b"same_as_row"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_same_as_row", b"_same_as_row", "channels", b"channels", "generation", b"generation", "image", b"image", "maps", b"maps", "neighbours", b"neighbours", "same_as_row", b"same_as_row"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__same_as_row: _TypeAlias = _typing.Literal["same_as_row"]  # noqa: Y015
+    _WhichOneofArgType__same_as_row: _TypeAlias = _typing.Literal["_same_as_row", b"_same_as_row"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__same_as_row) -> _WhichOneofReturnType__same_as_row | None: ...
+
+Global___AnalyzeImageResponse: _TypeAlias = AnalyzeImageResponse  # noqa: Y015
+
+@_typing.final
+class CompareChannelsRequest(_message.Message):
+    """Two indexes of the same pictures in the same order, or of copies of them: keys agree but for what
+    follows their last dot.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    OTHER_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    POOLING_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    MEASURE_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    K_FIELD_NUMBER: _builtins.int
+    index: _builtins.str
+    other: _builtins.str
+    """The index that is held against it."""
+    layer: _builtins.str
+    """Of both; its channels are paired by number."""
+    pooling: _index_pb2.Pooling.ValueType
+    measure: Global___ChangeMeasure.ValueType
+    order: Global___Order.ValueType
+    """ORDER_TOP is the greatest rise from `index` to `other` first, ORDER_BOTTOM the greatest fall."""
+    k: _builtins.int
+    """At least 1 and at most the number of channels; absent, the server takes 20."""
+    @_builtins.property
+    def filter(self) -> Global___ImageFilter: ...
+    def __init__(
+        self,
+        *,
+        index: _builtins.str = ...,
+        other: _builtins.str = ...,
+        layer: _builtins.str = ...,
+        pooling: _index_pb2.Pooling.ValueType = ...,
+        filter: Global___ImageFilter | None = ...,
+        measure: Global___ChangeMeasure.ValueType = ...,
+        order: Global___Order.ValueType = ...,
+        k: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "filter", b"filter", "k", b"k"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "filter", b"filter", "index", b"index", "k", b"k", "layer", b"layer", "measure", b"measure", "order", b"order", "other", b"other", "pooling", b"pooling"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__k: _TypeAlias = _typing.Literal["k"]  # noqa: Y015
+    _WhichOneofArgType__k: _TypeAlias = _typing.Literal["_k", b"_k"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__k) -> _WhichOneofReturnType__k | None: ...
+
+Global___CompareChannelsRequest: _TypeAlias = CompareChannelsRequest  # noqa: Y015
+
+@_typing.final
+class ChannelChange(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    MEAN_FIELD_NUMBER: _builtins.int
+    OTHER_MEAN_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_FIELD_NUMBER: _builtins.int
+    EFFECT_FIELD_NUMBER: _builtins.int
+    CORRELATION_FIELD_NUMBER: _builtins.int
+    channel: _builtins.int
+    mean: _builtins.float
+    """Mean score in each of the two."""
+    other_mean: _builtins.float
+    difference: _builtins.float
+    """Mean of the differences, other minus index."""
+    effect: _builtins.float
+    """The difference in standard deviations of the channel's scores in `index`; NaN where these never
+    change.
+    """
+    correlation: _builtins.float
+    """Pearson's correlation of the scores in the two; NaN where either never changes."""
+    def __init__(
+        self,
+        *,
+        channel: _builtins.int = ...,
+        mean: _builtins.float = ...,
+        other_mean: _builtins.float = ...,
+        difference: _builtins.float = ...,
+        effect: _builtins.float = ...,
+        correlation: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "correlation", b"correlation", "difference", b"difference", "effect", b"effect", "mean", b"mean", "other_mean", b"other_mean"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChannelChange: _TypeAlias = ChannelChange  # noqa: Y015
+
+@_typing.final
+class CompareChannelsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    OTHER_GENERATION_FIELD_NUMBER: _builtins.int
+    CHANNELS_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    generation: _builtins.str
+    other_generation: _builtins.str
+    images: _builtins.int
+    """Images that are valid in both and that the filter let through."""
+    @_builtins.property
+    def channels(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChannelChange]:
+        """In the order asked for, then lower channel; channels whose measure is NaN are left out."""
+
+    def __init__(
+        self,
+        *,
+        generation: _builtins.str = ...,
+        other_generation: _builtins.str = ...,
+        channels: _abc.Iterable[Global___ChannelChange] | None = ...,
+        images: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "generation", b"generation", "images", b"images", "other_generation", b"other_generation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareChannelsResponse: _TypeAlias = CompareChannelsResponse  # noqa: Y015
+
+@_typing.final
+class CompareImagesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    OTHER_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    POOLING_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    K_FIELD_NUMBER: _builtins.int
+    index: _builtins.str
+    other: _builtins.str
+    layer: _builtins.str
+    channel: _builtins.int
+    pooling: _index_pb2.Pooling.ValueType
+    order: Global___Order.ValueType
+    """ORDER_TOP is the greatest rise first, ORDER_BOTTOM the greatest fall."""
+    k: _builtins.int
+    @_builtins.property
+    def filter(self) -> Global___ImageFilter:
+        """By the labels, boxes and rows of `index`."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.str = ...,
+        other: _builtins.str = ...,
+        layer: _builtins.str = ...,
+        channel: _builtins.int = ...,
+        pooling: _index_pb2.Pooling.ValueType = ...,
+        filter: Global___ImageFilter | None = ...,
+        order: Global___Order.ValueType = ...,
+        k: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "filter", b"filter", "k", b"k"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "channel", b"channel", "filter", b"filter", "index", b"index", "k", b"k", "layer", b"layer", "order", b"order", "other", b"other", "pooling", b"pooling"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__k: _TypeAlias = _typing.Literal["k"]  # noqa: Y015
+    _WhichOneofArgType__k: _TypeAlias = _typing.Literal["_k", b"_k"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__k) -> _WhichOneofReturnType__k | None: ...
+
+Global___CompareImagesRequest: _TypeAlias = CompareImagesRequest  # noqa: Y015
+
+@_typing.final
+class ChangedImage(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROW_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    OTHER_SCORE_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_FIELD_NUMBER: _builtins.int
+    row: _builtins.int
+    key: _builtins.str
+    label: _builtins.str
+    score: _builtins.float
+    """Exactly the stored float16 scores."""
+    other_score: _builtins.float
+    difference: _builtins.float
+    """Other minus index."""
+    def __init__(
+        self,
+        *,
+        row: _builtins.int = ...,
+        key: _builtins.str = ...,
+        label: _builtins.str | None = ...,
+        score: _builtins.float = ...,
+        other_score: _builtins.float = ...,
+        difference: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_label", b"_label", "label", b"label"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_label", b"_label", "difference", b"difference", "key", b"key", "label", b"label", "other_score", b"other_score", "row", b"row", "score", b"score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__label: _TypeAlias = _typing.Literal["label"]  # noqa: Y015
+    _WhichOneofArgType__label: _TypeAlias = _typing.Literal["_label", b"_label"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__label) -> _WhichOneofReturnType__label | None: ...
+
+Global___ChangedImage: _TypeAlias = ChangedImage  # noqa: Y015
+
+@_typing.final
+class CompareImagesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    OTHER_GENERATION_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    generation: _builtins.str
+    other_generation: _builtins.str
+    candidates: _builtins.int
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChangedImage]:
+        """In the order asked for, then lower row."""
+
+    def __init__(
+        self,
+        *,
+        generation: _builtins.str = ...,
+        other_generation: _builtins.str = ...,
+        images: _abc.Iterable[Global___ChangedImage] | None = ...,
+        candidates: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "generation", b"generation", "images", b"images", "other_generation", b"other_generation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareImagesResponse: _TypeAlias = CompareImagesResponse  # noqa: Y015
+
+@_typing.final
+class GetScoresRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    LAYER_FIELD_NUMBER: _builtins.int
+    POOLING_FIELD_NUMBER: _builtins.int
+    CHANNELS_FIELD_NUMBER: _builtins.int
+    index: _builtins.str
+    layer: _builtins.str
+    pooling: _index_pb2.Pooling.ValueType
+    @_builtins.property
+    def channels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """In the order of the replies; none means all channels of the layer."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.str = ...,
+        layer: _builtins.str = ...,
+        pooling: _index_pb2.Pooling.ValueType = ...,
+        channels: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "index", b"index", "layer", b"layer", "pooling", b"pooling"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetScoresRequest: _TypeAlias = GetScoresRequest  # noqa: Y015
+
+@_typing.final
+class GetScoresResponse(_message.Message):
+    """The stream holds the channels in the order asked for, several to a message; where one channel is
+    too long for a message, its rows come in parts that follow each other.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    POOLING_FIELD_NUMBER: _builtins.int
+    CHANNELS_FIELD_NUMBER: _builtins.int
+    FIRST_ROW_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    generation: _builtins.str
+    pooling: _index_pb2.Pooling.ValueType
+    first_row: _builtins.int
+    """The first of the rows of every channel of this message, and how many there are."""
+    rows: _builtins.int
+    scores: _builtins.bytes
+    """len(channels) x rows little-endian float16; NaN on invalid rows."""
+    @_builtins.property
+    def channels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        generation: _builtins.str = ...,
+        pooling: _index_pb2.Pooling.ValueType = ...,
+        channels: _abc.Iterable[_builtins.int] | None = ...,
+        first_row: _builtins.int = ...,
+        rows: _builtins.int = ...,
+        scores: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "first_row", b"first_row", "generation", b"generation", "pooling", b"pooling", "rows", b"rows", "scores", b"scores"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetScoresResponse: _TypeAlias = GetScoresResponse  # noqa: Y015

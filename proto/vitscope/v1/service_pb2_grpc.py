@@ -94,6 +94,41 @@ class ActivationServiceStub(object):
                 request_serializer=vitscope_dot_v1_dot_query__pb2.SimilarImagesRequest.SerializeToString,
                 response_deserializer=vitscope_dot_v1_dot_query__pb2.SimilarImagesResponse.FromString,
                 _registered_method=True)
+        self.SimilarPatches = channel.unary_unary(
+                '/vitscope.v1.ActivationService/SimilarPatches',
+                request_serializer=vitscope_dot_v1_dot_query__pb2.SimilarPatchesRequest.SerializeToString,
+                response_deserializer=vitscope_dot_v1_dot_query__pb2.SimilarPatchesResponse.FromString,
+                _registered_method=True)
+        self.TopImagesAlongDirection = channel.unary_unary(
+                '/vitscope.v1.ActivationService/TopImagesAlongDirection',
+                request_serializer=vitscope_dot_v1_dot_query__pb2.TopImagesAlongDirectionRequest.SerializeToString,
+                response_deserializer=vitscope_dot_v1_dot_query__pb2.TopImagesAlongDirectionResponse.FromString,
+                _registered_method=True)
+        self.ListDirections = channel.unary_unary(
+                '/vitscope.v1.ActivationService/ListDirections',
+                request_serializer=vitscope_dot_v1_dot_query__pb2.ListDirectionsRequest.SerializeToString,
+                response_deserializer=vitscope_dot_v1_dot_query__pb2.ListDirectionsResponse.FromString,
+                _registered_method=True)
+        self.AnalyzeImage = channel.unary_unary(
+                '/vitscope.v1.ActivationService/AnalyzeImage',
+                request_serializer=vitscope_dot_v1_dot_query__pb2.AnalyzeImageRequest.SerializeToString,
+                response_deserializer=vitscope_dot_v1_dot_query__pb2.AnalyzeImageResponse.FromString,
+                _registered_method=True)
+        self.CompareChannels = channel.unary_unary(
+                '/vitscope.v1.ActivationService/CompareChannels',
+                request_serializer=vitscope_dot_v1_dot_query__pb2.CompareChannelsRequest.SerializeToString,
+                response_deserializer=vitscope_dot_v1_dot_query__pb2.CompareChannelsResponse.FromString,
+                _registered_method=True)
+        self.CompareImages = channel.unary_unary(
+                '/vitscope.v1.ActivationService/CompareImages',
+                request_serializer=vitscope_dot_v1_dot_query__pb2.CompareImagesRequest.SerializeToString,
+                response_deserializer=vitscope_dot_v1_dot_query__pb2.CompareImagesResponse.FromString,
+                _registered_method=True)
+        self.GetScores = channel.unary_stream(
+                '/vitscope.v1.ActivationService/GetScores',
+                request_serializer=vitscope_dot_v1_dot_query__pb2.GetScoresRequest.SerializeToString,
+                response_deserializer=vitscope_dot_v1_dot_query__pb2.GetScoresResponse.FromString,
+                _registered_method=True)
         self.GetImages = channel.unary_stream(
                 '/vitscope.v1.ActivationService/GetImages',
                 request_serializer=vitscope_dot_v1_dot_query__pb2.GetImagesRequest.SerializeToString,
@@ -188,6 +223,55 @@ class ActivationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SimilarPatches(self, request, context):
+        """The patches of all images nearest to a patch in a layer's activation space.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TopImagesAlongDirection(self, request, context):
+        """The images that lie farthest along a direction in a layer's activation space.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDirections(self, request, context):
+        """The directions that the server has beside an index.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AnalyzeImage(self, request, context):
+        """What channels make of a picture that is brought along. Needs the server's live model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompareChannels(self, request, context):
+        """The channels that change most from one index to another of the same pictures. Exact.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompareImages(self, request, context):
+        """The images on which a channel changes most from one index to another. Exact.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetScores(self, request, context):
+        """The scores of all images, for chosen channels or a whole layer. Exact.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetImages(self, request, context):
         """Thumbnails and names of images.
         """
@@ -257,6 +341,41 @@ def add_ActivationServiceServicer_to_server(servicer, server):
                     servicer.SimilarImages,
                     request_deserializer=vitscope_dot_v1_dot_query__pb2.SimilarImagesRequest.FromString,
                     response_serializer=vitscope_dot_v1_dot_query__pb2.SimilarImagesResponse.SerializeToString,
+            ),
+            'SimilarPatches': grpc.unary_unary_rpc_method_handler(
+                    servicer.SimilarPatches,
+                    request_deserializer=vitscope_dot_v1_dot_query__pb2.SimilarPatchesRequest.FromString,
+                    response_serializer=vitscope_dot_v1_dot_query__pb2.SimilarPatchesResponse.SerializeToString,
+            ),
+            'TopImagesAlongDirection': grpc.unary_unary_rpc_method_handler(
+                    servicer.TopImagesAlongDirection,
+                    request_deserializer=vitscope_dot_v1_dot_query__pb2.TopImagesAlongDirectionRequest.FromString,
+                    response_serializer=vitscope_dot_v1_dot_query__pb2.TopImagesAlongDirectionResponse.SerializeToString,
+            ),
+            'ListDirections': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDirections,
+                    request_deserializer=vitscope_dot_v1_dot_query__pb2.ListDirectionsRequest.FromString,
+                    response_serializer=vitscope_dot_v1_dot_query__pb2.ListDirectionsResponse.SerializeToString,
+            ),
+            'AnalyzeImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.AnalyzeImage,
+                    request_deserializer=vitscope_dot_v1_dot_query__pb2.AnalyzeImageRequest.FromString,
+                    response_serializer=vitscope_dot_v1_dot_query__pb2.AnalyzeImageResponse.SerializeToString,
+            ),
+            'CompareChannels': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompareChannels,
+                    request_deserializer=vitscope_dot_v1_dot_query__pb2.CompareChannelsRequest.FromString,
+                    response_serializer=vitscope_dot_v1_dot_query__pb2.CompareChannelsResponse.SerializeToString,
+            ),
+            'CompareImages': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompareImages,
+                    request_deserializer=vitscope_dot_v1_dot_query__pb2.CompareImagesRequest.FromString,
+                    response_serializer=vitscope_dot_v1_dot_query__pb2.CompareImagesResponse.SerializeToString,
+            ),
+            'GetScores': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetScores,
+                    request_deserializer=vitscope_dot_v1_dot_query__pb2.GetScoresRequest.FromString,
+                    response_serializer=vitscope_dot_v1_dot_query__pb2.GetScoresResponse.SerializeToString,
             ),
             'GetImages': grpc.unary_stream_rpc_method_handler(
                     servicer.GetImages,
@@ -588,6 +707,195 @@ class ActivationService(object):
             '/vitscope.v1.ActivationService/SimilarImages',
             vitscope_dot_v1_dot_query__pb2.SimilarImagesRequest.SerializeToString,
             vitscope_dot_v1_dot_query__pb2.SimilarImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SimilarPatches(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vitscope.v1.ActivationService/SimilarPatches',
+            vitscope_dot_v1_dot_query__pb2.SimilarPatchesRequest.SerializeToString,
+            vitscope_dot_v1_dot_query__pb2.SimilarPatchesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TopImagesAlongDirection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vitscope.v1.ActivationService/TopImagesAlongDirection',
+            vitscope_dot_v1_dot_query__pb2.TopImagesAlongDirectionRequest.SerializeToString,
+            vitscope_dot_v1_dot_query__pb2.TopImagesAlongDirectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDirections(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vitscope.v1.ActivationService/ListDirections',
+            vitscope_dot_v1_dot_query__pb2.ListDirectionsRequest.SerializeToString,
+            vitscope_dot_v1_dot_query__pb2.ListDirectionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AnalyzeImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vitscope.v1.ActivationService/AnalyzeImage',
+            vitscope_dot_v1_dot_query__pb2.AnalyzeImageRequest.SerializeToString,
+            vitscope_dot_v1_dot_query__pb2.AnalyzeImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompareChannels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vitscope.v1.ActivationService/CompareChannels',
+            vitscope_dot_v1_dot_query__pb2.CompareChannelsRequest.SerializeToString,
+            vitscope_dot_v1_dot_query__pb2.CompareChannelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompareImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vitscope.v1.ActivationService/CompareImages',
+            vitscope_dot_v1_dot_query__pb2.CompareImagesRequest.SerializeToString,
+            vitscope_dot_v1_dot_query__pb2.CompareImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetScores(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/vitscope.v1.ActivationService/GetScores',
+            vitscope_dot_v1_dot_query__pb2.GetScoresRequest.SerializeToString,
+            vitscope_dot_v1_dot_query__pb2.GetScoresResponse.FromString,
             options,
             channel_credentials,
             insecure,

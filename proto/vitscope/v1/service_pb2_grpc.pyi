@@ -60,6 +60,20 @@ class ActivationServiceStub:
     """Patch maps of chosen images and channels."""
     SimilarImages: _grpc.UnaryUnaryMultiCallable[_query_pb2.SimilarImagesRequest, _query_pb2.SimilarImagesResponse]
     """The images nearest to an image in a layer's activation space."""
+    SimilarPatches: _grpc.UnaryUnaryMultiCallable[_query_pb2.SimilarPatchesRequest, _query_pb2.SimilarPatchesResponse]
+    """The patches of all images nearest to a patch in a layer's activation space."""
+    TopImagesAlongDirection: _grpc.UnaryUnaryMultiCallable[_query_pb2.TopImagesAlongDirectionRequest, _query_pb2.TopImagesAlongDirectionResponse]
+    """The images that lie farthest along a direction in a layer's activation space."""
+    ListDirections: _grpc.UnaryUnaryMultiCallable[_query_pb2.ListDirectionsRequest, _query_pb2.ListDirectionsResponse]
+    """The directions that the server has beside an index."""
+    AnalyzeImage: _grpc.UnaryUnaryMultiCallable[_query_pb2.AnalyzeImageRequest, _query_pb2.AnalyzeImageResponse]
+    """What channels make of a picture that is brought along. Needs the server's live model."""
+    CompareChannels: _grpc.UnaryUnaryMultiCallable[_query_pb2.CompareChannelsRequest, _query_pb2.CompareChannelsResponse]
+    """The channels that change most from one index to another of the same pictures. Exact."""
+    CompareImages: _grpc.UnaryUnaryMultiCallable[_query_pb2.CompareImagesRequest, _query_pb2.CompareImagesResponse]
+    """The images on which a channel changes most from one index to another. Exact."""
+    GetScores: _grpc.UnaryStreamMultiCallable[_query_pb2.GetScoresRequest, _query_pb2.GetScoresResponse]
+    """The scores of all images, for chosen channels or a whole layer. Exact."""
     GetImages: _grpc.UnaryStreamMultiCallable[_query_pb2.GetImagesRequest, _query_pb2.GetImagesResponse]
     """Thumbnails and names of images."""
 
@@ -90,6 +104,20 @@ class ActivationServiceAsyncStub(ActivationServiceStub):
     """Patch maps of chosen images and channels."""
     SimilarImages: _aio.UnaryUnaryMultiCallable[_query_pb2.SimilarImagesRequest, _query_pb2.SimilarImagesResponse]  # type: ignore[assignment]
     """The images nearest to an image in a layer's activation space."""
+    SimilarPatches: _aio.UnaryUnaryMultiCallable[_query_pb2.SimilarPatchesRequest, _query_pb2.SimilarPatchesResponse]  # type: ignore[assignment]
+    """The patches of all images nearest to a patch in a layer's activation space."""
+    TopImagesAlongDirection: _aio.UnaryUnaryMultiCallable[_query_pb2.TopImagesAlongDirectionRequest, _query_pb2.TopImagesAlongDirectionResponse]  # type: ignore[assignment]
+    """The images that lie farthest along a direction in a layer's activation space."""
+    ListDirections: _aio.UnaryUnaryMultiCallable[_query_pb2.ListDirectionsRequest, _query_pb2.ListDirectionsResponse]  # type: ignore[assignment]
+    """The directions that the server has beside an index."""
+    AnalyzeImage: _aio.UnaryUnaryMultiCallable[_query_pb2.AnalyzeImageRequest, _query_pb2.AnalyzeImageResponse]  # type: ignore[assignment]
+    """What channels make of a picture that is brought along. Needs the server's live model."""
+    CompareChannels: _aio.UnaryUnaryMultiCallable[_query_pb2.CompareChannelsRequest, _query_pb2.CompareChannelsResponse]  # type: ignore[assignment]
+    """The channels that change most from one index to another of the same pictures. Exact."""
+    CompareImages: _aio.UnaryUnaryMultiCallable[_query_pb2.CompareImagesRequest, _query_pb2.CompareImagesResponse]  # type: ignore[assignment]
+    """The images on which a channel changes most from one index to another. Exact."""
+    GetScores: _aio.UnaryStreamMultiCallable[_query_pb2.GetScoresRequest, _query_pb2.GetScoresResponse]  # type: ignore[assignment]
+    """The scores of all images, for chosen channels or a whole layer. Exact."""
     GetImages: _aio.UnaryStreamMultiCallable[_query_pb2.GetImagesRequest, _query_pb2.GetImagesResponse]  # type: ignore[assignment]
     """Thumbnails and names of images."""
 
@@ -189,6 +217,62 @@ class ActivationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_query_pb2.SimilarImagesResponse, _abc.Awaitable[_query_pb2.SimilarImagesResponse]]:
         """The images nearest to an image in a layer's activation space."""
+
+    @_abc_1.abstractmethod
+    def SimilarPatches(
+        self,
+        request: _query_pb2.SimilarPatchesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_query_pb2.SimilarPatchesResponse, _abc.Awaitable[_query_pb2.SimilarPatchesResponse]]:
+        """The patches of all images nearest to a patch in a layer's activation space."""
+
+    @_abc_1.abstractmethod
+    def TopImagesAlongDirection(
+        self,
+        request: _query_pb2.TopImagesAlongDirectionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_query_pb2.TopImagesAlongDirectionResponse, _abc.Awaitable[_query_pb2.TopImagesAlongDirectionResponse]]:
+        """The images that lie farthest along a direction in a layer's activation space."""
+
+    @_abc_1.abstractmethod
+    def ListDirections(
+        self,
+        request: _query_pb2.ListDirectionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_query_pb2.ListDirectionsResponse, _abc.Awaitable[_query_pb2.ListDirectionsResponse]]:
+        """The directions that the server has beside an index."""
+
+    @_abc_1.abstractmethod
+    def AnalyzeImage(
+        self,
+        request: _query_pb2.AnalyzeImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_query_pb2.AnalyzeImageResponse, _abc.Awaitable[_query_pb2.AnalyzeImageResponse]]:
+        """What channels make of a picture that is brought along. Needs the server's live model."""
+
+    @_abc_1.abstractmethod
+    def CompareChannels(
+        self,
+        request: _query_pb2.CompareChannelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_query_pb2.CompareChannelsResponse, _abc.Awaitable[_query_pb2.CompareChannelsResponse]]:
+        """The channels that change most from one index to another of the same pictures. Exact."""
+
+    @_abc_1.abstractmethod
+    def CompareImages(
+        self,
+        request: _query_pb2.CompareImagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_query_pb2.CompareImagesResponse, _abc.Awaitable[_query_pb2.CompareImagesResponse]]:
+        """The images on which a channel changes most from one index to another. Exact."""
+
+    @_abc_1.abstractmethod
+    def GetScores(
+        self,
+        request: _query_pb2.GetScoresRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_query_pb2.GetScoresResponse], _abc.AsyncIterator[_query_pb2.GetScoresResponse]]:
+        """The scores of all images, for chosen channels or a whole layer. Exact."""
 
     @_abc_1.abstractmethod
     def GetImages(
