@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from itertools import islice
+from threading import Event
 from typing import Any, TypeVar
 
 from vitscope.server import answers, convert
+from vitscope.server.going import run_for
 from vitscope.server.queries.checks import find_index
 from vitscope.store.generation import Generation
 from vitscope.v1 import query_pb2 as pb
@@ -125,7 +127,13 @@ class ActivationService(service_pb2_grpc.ActivationServiceServicer):
                 yield reply
 
     async def _run(self, work: Callable[..., _T], *given: Any) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *given)
+        gone = Event()
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._executor, run_for, gone, work, *given)
+        finally:
+            # Where the call was cancelled the thread is still at it.
+            gone.set()
 
 
 def _some(replies: Iterator[_T]) -> list[_T]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitscope.server.errors import NotKeptHereError
+from vitscope.server.going import check_caller
 from vitscope.server.queries.checks import (
     check_channel,
     check_channels,
@@ -23,13 +24,18 @@ from vitscope.server.queries.maps import kept_maps, kept_rows
 from vitscope.store.generation import Generation
 from vitscope.store.geometry import boxes_share, tells_apart
 from vitscope.store.manifest import LayerRecord
-from vitscope.store.ranking import largest
+from vitscope.store.ranking import largest, sortable
 
 Doubles = npt.NDArray[np.float64]
+Halves = npt.NDArray[np.float16]
 Rows = npt.NDArray[np.int64]
 Measure = Literal["contrast", "inside", "auc"]
 
 _MAPS_AT_ONCE = 4_096
+_FEW_CHANNELS = 16
+"""Of a layer kept whole, that are read one by one: fewer than share its chunks."""
+_CELLS_AT_ONCE = 1 << 19
+"""Patches of one image, over several channels, that are sorted together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +86,46 @@ def box_scores(
     layer = find_layer(generation, layer_name)
     chosen = check_channels(layer, channels)
     shares = _Shares(generation, layer, box_labels, asked)
-    images = np.zeros(len(chosen), np.int64)
-    means = np.full((4, len(chosen)), np.nan)
-    for place, channel in enumerate(chosen):
-        rows, scores = shares.scores(channel)
-        images[place] = len(rows)
-        if len(rows):
-            means[:, place] = [_mean(each) for each in _columns(scores)]
-    return ChannelScores(chosen, images, Scores(*means))
+    means = _Means(len(chosen))
+    if layer.dense and len(chosen) > _FEW_CHANNELS:
+        # An image's channels lie together: one pass over the images, not one for each channel.
+        for scores in shares.scores_of_images(np.array(chosen, np.int64)):
+            means.add(slice(None), scores)
+    else:
+        for place, channel in enumerate(chosen):
+            _, scores = shares.scores(channel)
+            means.add(place, scores)
+    return ChannelScores(chosen, means.images, means.of_all())
+
+
+class _Means:
+    """Running means of scores, channel by channel."""
+
+    def __init__(self, channels: int) -> None:
+        self.images = np.zeros(channels, np.int64)
+        """Images that count (C,)."""
+        self._known = np.zeros((4, channels), np.int64)
+        self._sums = np.zeros((4, channels))
+
+    def add(self, channels: int | slice, scores: Scores) -> None:
+        """Scores of several images on one channel (M,), or of one image on all channels (C,)."""
+        columns = np.stack(_columns(scores))
+        known = ~np.isnan(columns)
+        values = np.where(known, columns, 0.0)
+        if isinstance(channels, int):
+            self.images[channels] += columns.shape[1]
+            self._known[:, channels] += known.sum(1)
+            self._sums[:, channels] += values.sum(1)
+        else:
+            self.images += 1
+            self._known += known
+            self._sums += values
+
+    def of_all(self) -> Scores:
+        """The mean of every score that is not NaN; NaN where there is none."""
+        means = np.full_like(self._sums, np.nan)
+        np.divide(self._sums, self._known, out=means, where=self._known > 0)
+        return Scores(*means)
 
 
 def top_images_by_box(
@@ -145,6 +183,7 @@ class _Shares:
         rows, parts = [self._among[:0]], [Scores(*np.zeros((4, 0)))]
         kept = kept_rows(self._generation, self._layer, channel, self._among)
         for start in range(0, len(kept), _MAPS_AT_ONCE):
+            check_caller()
             found = [
                 (row, self._share(row)) for row in kept[start : start + _MAPS_AT_ONCE].tolist()
             ]
@@ -153,11 +192,32 @@ class _Shares:
                 continue
             some = np.array(list(shares), np.int64)
             _, maps = kept_maps(self._generation, self._layer, channel, some)
-            flat = maps.reshape(len(maps), -1).astype(np.float64)
             rows.append(some)
+            flat = maps.reshape(len(maps), -1)
             parts.append(against_boxes(flat, np.array(list(shares.values()))))
         columns = zip(*map(_columns, parts), strict=True)
         return np.concatenate(rows), Scores(*map(np.concatenate, columns))
+
+    def scores_of_images(self, channels: npt.NDArray[np.int64]) -> Iterator[Scores]:
+        """How the maps (C, H, W) of each image that takes part lie to its boxes, image by image.
+
+        Of a layer whose activations are all kept.
+        """
+        prefix = len(self._layer.tokens.prefix)
+        whole = np.array_equal(channels, np.arange(self._layer.channels))
+        for row in self._among.tolist():
+            check_caller()
+            share = self._share(row)
+            if share is None:
+                continue
+            values = self._generation.activations(self._layer.name, row, slice(None))
+            maps = values[:, prefix:] if whole else values[channels, prefix:]
+            step = max(1, _CELLS_AT_ONCE // maps.shape[1])
+            parts = [
+                against_boxes(maps[start : start + step], share[None])
+                for start in range(0, len(maps), step)
+            ]
+            yield Scores(*map(np.concatenate, zip(*map(_columns, parts), strict=True)))
 
     def _share(self, row: int) -> Doubles | None:
         """How the boxes of an image cover its patches (T,); None where that tells nothing apart."""
@@ -177,49 +237,54 @@ class _Shares:
         return share.ravel() if tells_apart(share) else None
 
 
-def against_boxes(maps: Doubles, shares: Doubles) -> Scores:
-    """How maps (M, T) lie to boxes that cover shares (M, T) of their patches.
+def against_boxes(maps: Halves, shares: Doubles) -> Scores:
+    """How maps (M, T) lie to boxes that cover shares of their patches, (M, T), or (1, T) for all.
 
     The area under the curve is that of Hanley and McNeil, "The meaning and use of the area under a
-    receiver operating characteristic curve", 1982, of patches weighted by their area.
+    receiver operating characteristic curve", 1982, of patches weighted by their area. Without
+    meaning, and NaN, where an activation is NaN or both infinities occur.
     """
     cells = maps.shape[1]
-    positive = maps.clip(0)
+    wide = maps.astype(np.float64)
+    positive = wide.clip(0)
     total = positive.sum(1)
     inside = np.full(len(maps), np.nan)
-    np.divide((positive * shares).sum(1), total, out=inside, where=total > 0)
+    np.divide(_weighted(positive, shares), total, out=inside, where=total > 0)
     within = shares.sum(1)
     without = cells - within
-    contrast = (maps * shares).sum(1) / within - (maps * (1 - shares)).sum(1) / without
+    contrast = _weighted(wide, shares) / within - _weighted(wide, 1 - shares) / without
 
-    order = np.argsort(maps, 1, kind="stable")
-    values = np.take_along_axis(maps, order, 1)
-    mine = np.take_along_axis(shares, order, 1)
-    outside = np.cumsum(1 - mine, 1)  # up to each patch, from the lowest
-    first, last = _ends_of_equals(values)
-    padded = np.concatenate([np.zeros((len(maps), 1)), outside], 1)
-    lower = np.take_along_axis(padded, first, 1)
-    up_to = np.take_along_axis(outside, last, 1)
+    # Value and patch in one integer: NumPy sorts those several times faster than it sorts places.
+    keys = np.sort(sortable(maps).astype(np.int64) << 32 | np.arange(cells), 1)
+    values, order = keys >> 32, keys & 0xFFFF_FFFF
+    mine = shares[0][order] if len(shares) == 1 else np.take_along_axis(shares, order, 1)
+    # What lies outside before each patch, from the lowest; and after the last.
+    outside = np.zeros((len(maps), cells + 1))
+    np.cumsum(1 - mine, 1, out=outside[:, 1:])
+    first, end = _runs_of_equals(values)
+    lower = np.take_along_axis(outside, first, 1)
+    up_to = np.take_along_axis(outside, end, 1)
     # What lies lower counts whole, what is equal half.
     auc = (mine * (lower + up_to)).sum(1) / 2 / (within * without)
-    return Scores(inside, within / cells, auc, contrast)
+    auc[np.isnan(contrast)] = np.nan
+    return Scores(inside, np.broadcast_to(within / cells, inside.shape), auc, contrast)
 
 
-def _ends_of_equals(values: Doubles) -> tuple[Rows, Rows]:
-    """For sorted values (M, T), where the run of equals of each begins and ends: (M, T)."""
-    place = np.broadcast_to(np.arange(values.shape[1]), values.shape)
+def _weighted(maps: Doubles, shares: Doubles) -> Doubles:
+    """Sums (M,) of maps (M, T) by the shares of their patches."""
+    total: Doubles = maps @ shares[0] if len(shares) == 1 else (maps * shares).sum(1)
+    return total
+
+
+def _runs_of_equals(values: Rows) -> tuple[Rows, Rows]:
+    """For sorted values (M, T), where the run of equals of each begins, and where it has ended."""
+    place = np.arange(values.shape[1])
     changes = values[:, 1:] != values[:, :-1]
     edge = np.ones((len(values), 1), np.bool_)
     first = np.maximum.accumulate(np.where(np.concatenate([edge, changes], 1), place, 0), 1)
-    ends = np.where(np.concatenate([changes, edge], 1), place, values.shape[1])
-    last = np.minimum.accumulate(ends[:, ::-1], 1)[:, ::-1]
-    return first, last
+    ends = np.where(np.concatenate([changes, edge], 1), place + 1, values.shape[1])
+    return first, np.minimum.accumulate(ends[:, ::-1], 1)[:, ::-1]
 
 
 def _columns(scores: Scores) -> tuple[Doubles, Doubles, Doubles, Doubles]:
     return scores.inside, scores.area, scores.auc, scores.contrast
-
-
-def _mean(values: Doubles) -> float:
-    there = values[~np.isnan(values)]
-    return float(there.mean()) if len(there) else float("nan")

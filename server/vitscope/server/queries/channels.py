@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitscope.server.errors import InvalidArgumentError, NotFoundError, NotKeptHereError
+from vitscope.server.going import check_caller
 from vitscope.server.queries.checks import (
     check_channel,
     check_channels,
@@ -235,6 +236,7 @@ class _Percentiles:
         return least, most
 
     def _share(self, layer: LayerRecord, channel: int, score: float) -> float:
+        check_caller()
         column = self._generation.scores(layer.name, self._pooling, channel)
         order, mine = sortable(column), sortable(np.array([score], np.float16))[0]
         lower = np.count_nonzero(order < mine) - np.count_nonzero(np.isnan(column))
@@ -276,6 +278,7 @@ def _correlation(
     total = np.zeros(other.channels)
     done = 0
     for start in range(0, len(valid), generation.manifest.unit_rows):
+        check_caller()
         part = slice(start, min(start + generation.manifest.unit_rows, len(valid)))
         scores = generation.read(other.name, scores_name("mean"), slice(None), part)
         some = scores[:, valid[part]].astype(np.float64) - statistics.mean[:, None]

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitscope.server.errors import InvalidArgumentError, NotKeptHereError
+from vitscope.server.going import check_caller
 from vitscope.server.queries.checks import check_channel, check_valid, find_layer
 from vitscope.store.generation import Generation
 from vitscope.store.manifest import LayerRecord, Pooling
@@ -182,6 +183,7 @@ def _found(generation: Generation, selectors: Sequence[Selector]) -> list[Halves
         places.setdefault((selector.layer, selector.channel), []).append(place)
     found: dict[int, Halves] = {}
     for (name, channel), mine in places.items():
+        check_caller()
         layer = generation.layer(name)
         rows = np.array([selectors[place].row for place in mine], np.int64)
         kept, values = kept_maps(generation, layer, channel, rows)
