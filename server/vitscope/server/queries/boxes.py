@@ -54,6 +54,8 @@ class ChannelScores:
     """(C,)"""
     images: Rows
     """(C,)"""
+    inside_images: Rows
+    """(C,), of which some activation is positive: over these `inside` is averaged."""
     scores: Scores
     """Of the channels."""
 
@@ -80,14 +82,15 @@ def box_scores(
     layer = find_layer(generation, layer_name)
     chosen = check_channels(layer, channels)
     shares = _Shares(generation, layer, box_labels, asked)
-    images = np.zeros(len(chosen), np.int64)
+    images, inside_images = np.zeros((2, len(chosen)), np.int64)
     means = np.full((4, len(chosen)), np.nan)
     for place, channel in enumerate(chosen):
         rows, scores = shares.scores(channel)
         images[place] = len(rows)
+        inside_images[place] = np.count_nonzero(~np.isnan(scores.inside))
         if len(rows):
             means[:, place] = [_mean(each) for each in _columns(scores)]
-    return ChannelScores(chosen, images, Scores(*means))
+    return ChannelScores(chosen, images, inside_images, Scores(*means))
 
 
 def top_images_by_box(
@@ -173,7 +176,9 @@ class _Shares:
             if not labels or box.label in labels
         ]
         size = self._generation.manifest.model.input_size
-        share = boxes_share(self._layer.tokens, boxes, view_of(self._generation, row), size)
+        share = boxes_share(
+            self._layer.tokens, boxes, view_of(self._generation, row, "layer"), size
+        )
         return share.ravel() if tells_apart(share) else None
 
 
