@@ -18,7 +18,7 @@ from synthetic import ServerProcess, Synthetic, build
 
 from vitscope.client import Client, ImageFilter, ScoredImage, UsageError
 from vitscope.client.cli import main
-from vitscope.client.commands import _sheets, top_images
+from vitscope.client.commands import _sheets
 from vitscope.store.boxes import Box
 from vitscope.store.rows import RowRecord
 from vitscope.v1 import index_pb2
@@ -175,12 +175,21 @@ def test_a_sheet_says_how_its_images_were_chosen(
 def test_a_sheet_of_very_many_images_is_refused(
     empty_folder: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(top_images, "MOST_DRAWN", 30)
-    line = f"top-images --layer {WIDE} --channel all -k 20 --png a.png"
-    assert main(line.split()) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "--png draws at most 30 images" in captured.err
+    monkeypatch.setattr(_sheets, "MOST_DRAWN", 30)
+    for line in (
+        f"top-images --layer {WIDE} --channel all -k 20",
+        f"gallery --show {WIDE}:4 --show {PLAIN}:1 -k 20",
+        f"similar-images --layer {WIDE} --row 8 -k 30",
+        f"top-patches --layer {PLAIN} --channel 4 -k 31",
+    ):
+        # Of the patches of nine images.
+        lines = f"{line} --png a.png".replace("-k 31", "-k 9").split()
+        if "top-patches" in lines:
+            monkeypatch.setattr(_sheets, "MOST_DRAWN", 8)
+        assert main(lines) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert f"--png draws at most {_sheets.MOST_DRAWN} images" in captured.err
     assert not list(empty_folder.iterdir())
 
 

@@ -41,7 +41,7 @@ class WrongService(service_pb2_grpc.ActivationServiceServicer):
     ListIndexes = GetIndex = TopImages = SimilarImages = GetChannelStatistics = _single
     GetBoxScores = TopImagesByBox = TopPatches = TopChannels = SimilarChannels = _single
     # mypy takes a stream's type for asyncio's too.
-    GetPatchMaps = GetImages = TopImagesOfChannels = _stream  # type: ignore[assignment]
+    GetPatchMaps = GetImages = TopImagesOfChannels = GetScores = _stream  # type: ignore[assignment]
 
 
 Wrong = Callable[..., str]
@@ -146,6 +146,91 @@ def test_statistics_of_another_length(wrong: Wrong, fields: dict[str, Any]) -> N
     reply = query_pb2.GetChannelStatisticsResponse(**right | fields)
     with Client(wrong(reply)) as client, pytest.raises(ServerError, match="inconsistent"):
         client.channel_statistics(LAYER)
+
+
+def some_scores(
+    channels: list[int], rows: int = 3, first_row: int = 0, **fields: Any
+) -> query_pb2.GetScoresResponse:
+    """Zeros of channels on rows that follow each other."""
+    right = {"channels": channels, "rows": rows, "first_row": first_row}
+    right |= {"generation": "g1", "scores": bytes(2 * len(channels) * rows)}
+    return query_pb2.GetScoresResponse(**{**right, **fields})
+
+
+RIGHT_SCORES = {
+    "whole": [some_scores([4, 2, 4])],
+    "several": [some_scores([4, 2]), some_scores([4])],
+    "one by one": [some_scores([4]), some_scores([2]), some_scores([4])],
+    "in parts": [some_scores([each], 2, first) for each in (4, 2, 4) for first in (0, 2)],
+}
+WRONG_SCORES: dict[str, list[query_pb2.GetScoresResponse]] = {
+    "none": [],
+    "too few channels": [some_scores([4, 2])],
+    "too many channels": [some_scores([4, 2, 4, 4])],
+    "another channel": [some_scores([4, 3, 4])],
+    "another order": [some_scores([2, 4, 4])],
+    "a channel too short": [some_scores([4, 2]), some_scores([4], 2)],
+    "a channel too long": [some_scores([4, 2]), some_scores([4], 4)],
+    "a part too few": [some_scores([4]), some_scores([2], 2), some_scores([4])],
+    "the last part too few": [some_scores([4]), some_scores([2]), some_scores([4], 2)],
+    "a part too many": [some_scores([4]), some_scores([2]), some_scores([2], 1, 3)],
+    "a part of another channel": [some_scores([4], 2), some_scores([2], 2, 2)],
+    "a part of nothing": [some_scores([4], 2, 1)],
+    "parts with a gap": [some_scores([4], 2), some_scores([4], 2, 3)],
+    "parts that overlap": [some_scores([4], 2), some_scores([4], 2, 1)],
+    "parts of several": [some_scores([4, 2]), some_scores([4, 2], 3, 3)],
+    "a part after several": [some_scores([4, 2]), some_scores([2], 3, 3)],
+    "no rows": [some_scores([4, 2, 4], 0)],
+    "no channels": [some_scores([])],
+    "rows before the first": [some_scores([4, 2, 4], 3, -3)],
+    "too few bytes": [some_scores([4, 2, 4], scores=bytes(17))],
+    "too many bytes": [some_scores([4, 2, 4], scores=bytes(20))],
+    "fewer rows than said": [some_scores([4, 2, 4], scores=bytes(6))],
+    "another generation": [some_scores([4, 2]), some_scores([4], generation="g2")],
+    "another pooling": [some_scores([4, 2]), some_scores([4], pooling=2)],
+}
+
+
+@pytest.mark.parametrize("name", RIGHT_SCORES)
+def test_scores_in_other_parts_are_the_same(wrong: Wrong, name: str) -> None:
+    rows = 4 if name == "in parts" else 3
+    with Client(wrong(*RIGHT_SCORES[name])) as client:
+        scores = client.scores(LAYER, [4, 2, 4])
+    assert scores.channels.tolist() == [4, 2, 4]
+    assert scores.values.tolist() == [[0.0] * rows] * 3
+
+
+@pytest.mark.parametrize("name", WRONG_SCORES)
+def test_other_scores_than_those_asked_for(wrong: Wrong, name: str) -> None:
+    with Client(wrong(*WRONG_SCORES[name])) as client, pytest.raises(ServerError):
+        client.scores(LAYER, [4, 2, 4])
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [[], [some_scores([1, 2])], [some_scores([0, 1]), some_scores([3])], [some_scores([0], 3, 3)]],
+)
+def test_other_scores_than_those_of_a_layer(
+    wrong: Wrong, sent: list[query_pb2.GetScoresResponse]
+) -> None:
+    with Client(wrong(*sent)) as client, pytest.raises(ServerError):
+        client.scores(LAYER)
+
+
+@pytest.mark.parametrize("counts", [[1], [1, 2, 3]])
+def test_box_scores_of_another_length(wrong: Wrong, counts: list[int]) -> None:
+    right: dict[str, Any] = {"channels": [1, 2], "images": [3, 4]}
+    scores = [query_pb2.BoxScores()] * 2
+    reply = query_pb2.GetBoxScoresResponse(**right, scores=scores, inside_images=counts)
+    with Client(wrong(reply)) as client, pytest.raises(ServerError, match="inconsistent"):
+        client.box_scores(LAYER)
+
+
+def test_an_older_server_does_not_tell_over_how_many_images(wrong: Wrong) -> None:
+    scores = [query_pb2.BoxScores()] * 2
+    reply = query_pb2.GetBoxScoresResponse(channels=[1, 2], images=[3, 4], scores=scores)
+    with Client(wrong(reply)) as client:
+        assert client.box_scores(LAYER).inside_images is None
 
 
 def test_a_stream_that_breaks_off_gives_nothing(wrong: Wrong) -> None:

@@ -21,7 +21,7 @@ from vitscope.store.errors import DamagedIndexError, NotReadError
 from vitscope.v1 import query_pb2 as pb
 from vitscope.v1.service_pb2_grpc import ActivationServiceStub
 
-STREAMS = ("GetPatchMaps", "GetImages", "TopImagesOfChannels")
+STREAMS = ("GetPatchMaps", "GetImages", "TopImagesOfChannels", "GetScores")
 LAYER = "blocks.0.mlp"
 WITHOUT_CLS = "stages.1.blocks.0.mlp"
 LAST = 2**31 - 1
@@ -110,8 +110,12 @@ def maps(count: int = 1, **fields: Any) -> pb.GetPatchMapsRequest:
     return pb.GetPatchMapsRequest(maps=[selector] * count)
 
 
-def images(*rows: int, index: str = "") -> pb.GetImagesRequest:
-    return pb.GetImagesRequest(index=index, rows=rows)
+def images(*rows: int, index: str = "", names: bool = False) -> pb.GetImagesRequest:
+    return pb.GetImagesRequest(index=index, rows=rows, without_pictures=names)
+
+
+def scores(*channels: int, **fields: Any) -> pb.GetScoresRequest:
+    return pb.GetScoresRequest(**fields_of(layer=LAYER, channels=channels) | fields)
 
 
 TABLE: dict[str, tuple[Any, StatusCode, str]] = {
@@ -247,9 +251,18 @@ TABLE: dict[str, tuple[Any, StatusCode, str]] = {
     ),
     "images: none": (images(), INVALID, "rows is empty"),
     "images: too many": (images(*[1] * 1025), INVALID, "rows has 1025"),
+    "images: too many names": (images(*[1] * 100_001, names=True), INVALID, "rows has 100001"),
     "images: row -1": (images(1, -1), MISSING, "row"),
     "images: row too large": (images(1, 70), MISSING, "row"),
     "images: unknown index": (images(1, index="aquarium"), MISSING, "index"),
+    "scores: unknown layer": (scores(layer="x"), MISSING, "layer"),
+    "scores: empty layer": (scores(layer=""), INVALID, "layer"),
+    "scores: channel -1": (scores(1, -1), MISSING, "channels"),
+    "scores: channel too large": (scores(11), MISSING, "channels"),
+    "scores: too many": (scores(*[1] * 12), INVALID, "channels has 12"),
+    "scores: unknown pooling": (scores(pooling=9), INVALID, "pooling"),
+    "scores: no class token": (scores(layer=WITHOUT_CLS, pooling=3), NOT_KEPT, "pooling"),
+    "scores: unknown index": (scores(index="aquarium"), MISSING, "index"),
     "index: unknown": (pb.GetIndexRequest(index="aquarium"), MISSING, "index"),
     "index: a path": (pb.GetIndexRequest(index=".."), MISSING, "index"),
 }
@@ -269,6 +282,9 @@ def test_the_largest_allowed_requests_are_answered(stub: ActivationServiceStub) 
     assert len(ask(stub, similar(k=64))[0].images) == 64
     assert sum(len(reply.maps.rows) for reply in ask(stub, maps(4096))) == 4096
     assert sum(len(reply.images) for reply in ask(stub, images(*[1] * 1024))) == 1024
+    names = ask(stub, images(*[1] * 100_000, names=True))
+    assert sum(len(reply.images) for reply in names) == 100_000
+    assert len(ask(stub, scores(*[1] * 11))[0].channels) == 11
 
 
 def test_a_map_that_was_not_kept(synthetic: Synthetic, stub: ActivationServiceStub) -> None:
@@ -453,12 +469,27 @@ REQUESTS: dict[str, st.SearchStrategy[Any]] = {
             st.builds(pb.PatchMapSelector, layer=LAYERS, channel=INT32, row=INT64), max_size=4
         ),
     ),
-    "GetImages": st.builds(pb.GetImagesRequest, index=INDEXES, rows=st.lists(INT64, max_size=5)),
+    "GetImages": st.builds(
+        pb.GetImagesRequest,
+        index=INDEXES,
+        rows=st.lists(INT64, max_size=5),
+        without_pictures=st.booleans(),
+    ),
+    "GetScores": st.builds(
+        pb.GetScoresRequest,
+        index=INDEXES,
+        layer=LAYERS,
+        pooling=st.integers(0, 3) | INT32,
+        channels=st.lists(INT32, max_size=3),
+    ),
 }
 
 Fault = tuple[bool, StatusCode]
 MANY_CHANNELS = (
-    pb.TopImagesOfChannelsRequest | pb.GetChannelStatisticsRequest | pb.GetBoxScoresRequest
+    pb.TopImagesOfChannelsRequest
+    | pb.GetChannelStatisticsRequest
+    | pb.GetBoxScoresRequest
+    | pb.GetScoresRequest
 )
 EXAMPLES = int(os.environ.get("VITSCOPE_REFUSALS", "250"))
 """Requests of each kind."""
@@ -481,7 +512,7 @@ def faults(synthetic: Synthetic, request: Any) -> set[StatusCode]:
         found.append((request.distinct and not plain, INVALID))
     if isinstance(request, pb.TopImagesRequest | pb.TopPatchesRequest | pb.SimilarChannelsRequest):
         found += channel_faults(synthetic, request)
-    if isinstance(request, pb.GetChannelStatisticsRequest):
+    if isinstance(request, pb.GetChannelStatisticsRequest | pb.GetScoresRequest):
         found += layer_faults(synthetic, request.layer)
         found += pooling_faults(request.layer, request.pooling)
     if isinstance(request, pb.GetBoxScoresRequest | pb.TopImagesByBoxRequest):

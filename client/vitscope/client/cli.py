@@ -41,6 +41,7 @@ _EXTRA_OF = {
     "grpc_reflection": "server",
     "numba": "indexer",
     "obstore": "s3",
+    "pyarrow": "arrow",
     "safetensors": "indexer",
     "tensorstore": "store",
     "timm": "indexer",

@@ -17,6 +17,8 @@ from vitscope.client.results import (
     Index,
     PatchMap,
     PatchMaps,
+    ScoreBlock,
+    Scores,
     SimilarChannels,
     SimilarImages,
     TopChannels,
@@ -109,7 +111,7 @@ class Client:
         top = client.top_images("blocks.5.mlp", 7, pooling="max", k=9)
         rows = [image.row for image in top.images]
         middle = client.top_images("blocks.5.mlp", 7, band=(0.45, 0.55))
-        foxes = client.top_images("blocks.5.mlp", 7, where=ImageFilter(labels=["red_fox"]))
+        stars = client.top_images("blocks.5.mlp", 7, where=ImageFilter(labels=["red-plain-star"]))
 
         `pooling` is 'mean', 'max' or 'cls'. Without `k` the server gives 20 images, or all if
         there are fewer. With `maps` the stored patch maps of these images come along; an index
@@ -216,8 +218,8 @@ class Client:
         """The `k` channels that are strongest on image `row`, of some layers or all, exactly.
 
         client.top_channels(12, percentiles=True)  # what is special about the image
-        client.top_channels(12, layers=["blocks.11.mlp"], patch=(3, 4))
-        client.top_channels(12, layers=["blocks.11.mlp"], box=0)  # inside its first box
+        client.top_channels(12, layers=["blocks.5.mlp"], patch=(3, 4))
+        client.top_channels(12, layers=["blocks.5.mlp"], box=0)  # inside its first box
 
         By `pooling` ('mean' where nothing is given); on a `patch` (y, x) of the layer's grid; on a
         `rectangle` (x0, y0, x1, y1) in pixels of the source picture, or a labelled `box` of the
@@ -385,13 +387,65 @@ class Client:
             reply = self._stub.SimilarImages(request, timeout=self._timeout)
         return convert.similar_images(reply, layer, row)
 
-    def images(self, rows: Sequence[SupportsIndex], *, index: str = "") -> list[Image]:
+    def scores(
+        self,
+        layer: str,
+        channels: Collection[SupportsIndex] | None = None,
+        *,
+        pooling: str = "mean",
+        index: str = "",
+    ) -> Scores:
+        """The scores of all images, of all channels of the layer without any, exactly.
+
+        scores = client.scores("blocks.5.mlp", [7, 9], pooling="max")
+        scores.values[0]  # (N,) float16 of channel 7, NaN where an image could not be read
+
+        A whole layer takes 2 bytes for each channel and image: `scores_stream` holds less at once.
+        """
+        return convert.joined_scores(
+            self.scores_stream(layer, channels, pooling=pooling, index=index)
+        )
+
+    def scores_stream(
+        self,
+        layer: str,
+        channels: Collection[SupportsIndex] | None = None,
+        *,
+        pooling: str = "mean",
+        index: str = "",
+    ) -> Iterator[ScoreBlock]:
+        """`scores` in blocks of one or two megabytes as they come, channel after channel.
+
+        for block in client.scores_stream("blocks.5.mlp"):
+            print(block.channels, block.first_row, block.values.shape)
+
+        A block has several whole channels, or a part of one whose rows go on in the next. The
+        client's `timeout` is that of the whole stream, with the time spent inside of the loop.
+        """
+        request = requests.scores_request(index, layer, channels, pooling)
+        return self._scores_stream(request, layer, channels)
+
+    def _scores_stream(
+        self,
+        request: query_pb2.GetScoresRequest,
+        layer: str,
+        channels: Collection[SupportsIndex] | None,
+    ) -> Iterator[ScoreBlock]:
+        with rpc_errors(self._address):
+            replies = self._stub.GetScores(request, timeout=self._timeout)
+            yield from convert.score_blocks(replies, layer, channels)
+
+    def images(
+        self, rows: Sequence[SupportsIndex], *, pictures: bool = True, index: str = ""
+    ) -> list[Image]:
         """Names and thumbnails of images, in the order of `rows`.
 
         [image] = client.images([12])
         PIL.Image.open(io.BytesIO(image.jpeg))
+
+        Without `pictures` a server gives up to 100,000 at a time, with `jpeg` empty.
         """
-        request = requests.images_request(index, rows)
+        request = requests.images_request(index, rows, pictures)
         with rpc_errors(self._address):
             replies = list(self._stub.GetImages(request, timeout=self._timeout))
         return convert.images_stream(replies, rows)

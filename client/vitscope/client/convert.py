@@ -169,10 +169,11 @@ def channel_box_scores(
     message: query_pb2.GetBoxScoresResponse, layer: str
 ) -> results.ChannelBoxScores:
     count = len(message.channels)
-    if len(message.images) != count or len(message.scores) != count:
+    told = len(message.inside_images)
+    if len(message.images) != count or len(message.scores) != count or told not in (0, count):
         raise ServerError(
-            f"The server's reply is inconsistent: {count} channels, {len(message.images)} counts "
-            f"and {len(message.scores)} scores."
+            f"The server's reply is inconsistent: {count} channels, {len(message.images)} and "
+            f"{told} counts and {len(message.scores)} scores."
         )
     columns = {
         name: np.array([getattr(each, name) for each in message.scores], np.float64)
@@ -183,6 +184,7 @@ def channel_box_scores(
         layer=layer,
         channels=np.array(message.channels, np.int32),
         images=np.array(message.images, np.int64),
+        inside_images=np.array(message.inside_images, np.int64) if told == count else None,
         **columns,
     )
 
@@ -362,6 +364,80 @@ def _joined_scale(
 ) -> np.ndarray[Any, np.dtype[np.float32]] | None:
     scales = [part.scale for part in parts if part.scale is not None]
     return np.concatenate(scales) if scales else None
+
+
+def score_blocks(
+    messages: Iterable[query_pb2.GetScoresResponse],
+    layer: str,
+    channels: Collection[SupportsIndex] | None,
+) -> Iterator[results.ScoreBlock]:
+    """The blocks in the order of the channels asked for, each channel with as many rows."""
+    asked = None if channels is None else list(map(operator.index, channels))
+    begun = reached = total = 0
+    last, source = -1, None
+    for message in messages:
+        block = score_block(message, layer)
+        count, length = block.values.shape
+        if block.first_row == 0:
+            # What came before has all its rows, and tells how many that are.
+            right = total in (0, reached)
+            total = total or reached
+            wanted = list(range(begun, begun + count)) if asked is None else asked[begun:][:count]
+            begun += count
+        else:
+            right, wanted = block.first_row == reached, [last]
+        reached = block.first_row + length
+        # Only one channel comes in parts.
+        total = total or (length if count > 1 else 0)
+        right = right and (reached == total if count > 1 else reached <= (total or reached))
+        source = source or (block.generation, block.pooling)
+        same = source == (block.generation, block.pooling)
+        if not right or not same or block.channels.tolist() != wanted:
+            raise ServerError("The server sent other scores than those asked for.")
+        last = wanted[-1]
+        yield block
+    if asked is not None and begun < len(asked):
+        raise ServerError(f"The server sent {begun} channels where {len(asked)} were asked for.")
+    if not begun or (total and reached != total):
+        raise ServerError("The server sent fewer scores than those asked for.")
+
+
+def score_block(message: query_pb2.GetScoresResponse, layer: str) -> results.ScoreBlock:
+    count, rows = len(message.channels), message.rows
+    if min(count, rows) < 1 or len(message.scores) != 2 * count * rows or message.first_row < 0:
+        raise ServerError(
+            f"The server's reply is inconsistent: {len(message.scores)} bytes for the scores of "
+            f"{count} channels on {rows} rows from {message.first_row} on."
+        )
+    values = np.frombuffer(message.scores, "<f2").astype(np.float16, copy=False)
+    return results.ScoreBlock(
+        generation=message.generation,
+        layer=layer,
+        pooling=pooling_name(message.pooling),
+        channels=np.array(message.channels, np.int32),
+        first_row=message.first_row,
+        values=values.reshape(count, rows),
+    )
+
+
+def joined_scores(blocks: Iterable[results.ScoreBlock]) -> results.Scores:
+    """All blocks of a stream, one at least, together."""
+    parts = list(blocks)
+    channels = np.concatenate([part.channels for part in parts if part.first_row == 0])
+    rows = max(part.first_row + part.values.shape[1] for part in parts)
+    values = np.empty((len(channels), rows), np.float16)
+    begun = 0
+    for part in parts:
+        count, length = part.values.shape
+        begun += count if part.first_row == 0 else 0
+        values[begun - count : begun, part.first_row : part.first_row + length] = part.values
+    return results.Scores(
+        generation=parts[0].generation,
+        layer=parts[0].layer,
+        pooling=parts[0].pooling,
+        channels=channels,
+        values=values,
+    )
 
 
 def images_stream(

@@ -69,7 +69,7 @@ class Ranked:
             "include_maps": self.maps,
             "filter": image_filter(self.where),
             "order": order_value(self.order),
-            "band": None if self.band is None else _band(*self.band),
+            "band": None if self.band is None else _band(self.band),
             "distinct": self.distinct,
         }
 
@@ -89,17 +89,18 @@ class Part:
         if len(given) > 1:
             raise UsageError(f"Only one of {' and '.join(given)} can be asked about at a time.")
         if self.patch is not None:
-            y, x = (_whole("patch", each, bits=32) for each in self.patch)
+            y, x = (_whole("patch", each, bits=32) for each in _parts("patch", self.patch, "y, x"))
             return {"patch": query_pb2.PatchPlace(y=y, x=x)}
         if self.rectangle is not None:
-            x0, y0, x1, y1 = self.rectangle
+            x0, y0, x1, y1 = _numbers("rectangle", self.rectangle, "x0, y0, x1, y1")
             return {"rectangle": query_pb2.Rectangle(x0=x0, y0=y0, x1=x1, y1=y1)}
         if self.box is not None:
             return {"box": _whole("box", self.box, bits=32)}
         return {"pooling": pooling_value("mean" if self.pooling is None else self.pooling)}
 
 
-def _band(low: float, high: float) -> query_pb2.QuantileBand:
+def _band(band: tuple[float, float]) -> query_pb2.QuantileBand:
+    low, high = _numbers("band", band, "low, high")
     return query_pb2.QuantileBand(low=low, high=high)
 
 
@@ -250,7 +251,9 @@ def patch_maps_request(
                 channel=_whole("channel", channel, bits=32),
                 row=_whole("row", row, bits=64),
             )
-            for layer, channel, row in selectors
+            for layer, channel, row in (
+                _parts("A patch map", each, "layer, channel, row") for each in selectors
+            )
         ],
         encoding=_encoding(encoding),
     )
@@ -291,9 +294,24 @@ def similar_images_request(
     )
 
 
-def images_request(index: str, rows: Iterable[SupportsIndex]) -> query_pb2.GetImagesRequest:
+def images_request(
+    index: str, rows: Iterable[SupportsIndex], pictures: bool = True
+) -> query_pb2.GetImagesRequest:
     return query_pb2.GetImagesRequest(
-        index=_text("index", index), rows=[_whole("row", row, bits=64) for row in rows]
+        index=_text("index", index),
+        rows=[_whole("row", row, bits=64) for row in rows],
+        without_pictures=not pictures,
+    )
+
+
+def scores_request(
+    index: str, layer: str, channels: Iterable[SupportsIndex] | None, pooling: str
+) -> query_pb2.GetScoresRequest:
+    return query_pb2.GetScoresRequest(
+        index=_text("index", index),
+        layer=_text("layer", layer),
+        pooling=pooling_value(pooling),
+        channels=_channels(channels),
     )
 
 
@@ -330,6 +348,22 @@ def _whole(name: str, value: SupportsIndex, *, bits: int) -> int:
     if not -limit <= number < limit:
         raise UsageError(f"{name} {number} is out of range: it does not fit in {bits} bits.")
     return number
+
+
+def _parts(name: str, value: Any, names: str) -> tuple[Any, ...]:
+    """The parts of a tuple that has one for each of `names`."""
+    found = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else ()
+    if len(found) != names.count(",") + 1:
+        raise UsageError(f"{name} {value!r} cannot be; write it as ({names}).")
+    return found
+
+
+def _numbers(name: str, value: Any, names: str) -> list[float]:
+    """Likewise, of numbers."""
+    try:
+        return [float(each) for each in _parts(name, value, names)]
+    except (TypeError, ValueError):
+        raise UsageError(f"{name} {value!r} cannot be; ({names}) are numbers.") from None
 
 
 def _text(name: str, value: str) -> str:

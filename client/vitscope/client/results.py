@@ -324,8 +324,11 @@ class ChannelBoxScores:
     """(C,)"""
     images: NDArray[np.int64]
     """(C,), how many have such a box and a map that is kept; without any, scores are NaN."""
+    inside_images: NDArray[np.int64] | None
+    """(C,), how many of these have positive activation, over which `inside` is averaged. None where
+    an older server does not tell."""
     inside: NDArray[np.float64]
-    """(C,), as in `BoxScores`, without the images that have no positive activation."""
+    """(C,), as in `BoxScores`."""
     area: NDArray[np.float64]
     """(C,)"""
     auc: NDArray[np.float64]
@@ -356,3 +359,31 @@ class TopImagesByBox:
     """In the order asked for, lower rows first among equals."""
     candidates: int
     """How many images have such a box and a map that is kept."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """The scores of all images by channel. Axes: C channels, N images."""
+
+    generation: str
+    layer: str
+    pooling: str
+    channels: NDArray[np.int32]
+    """(C,)"""
+    values: NDArray[np.float16]
+    """(C, N), exactly as stored; NaN for images that could not be read."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoreBlock:
+    """A part of `Scores`: some channels on rows that follow each other."""
+
+    generation: str
+    layer: str
+    pooling: str
+    channels: NDArray[np.int32]
+    """(C,)"""
+    first_row: int
+    """0 unless the one channel of the block is gone on with."""
+    values: NDArray[np.float16]
+    """(C, R) of the R rows from `first_row` on."""

@@ -1157,18 +1157,24 @@ class GetImagesRequest(_message.Message):
 
     INDEX_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
+    WITHOUT_PICTURES_FIELD_NUMBER: _builtins.int
     index: _builtins.str
+    without_pictures: _builtins.bool
+    """Names, labels, sizes and states alone: `jpeg` stays empty."""
     @_builtins.property
-    def rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """At most 1,024, or 100,000 without pictures."""
+
     def __init__(
         self,
         *,
         index: _builtins.str = ...,
         rows: _abc.Iterable[_builtins.int] | None = ...,
+        without_pictures: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "rows", b"rows", "without_pictures", b"without_pictures"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1770,6 +1776,7 @@ class GetBoxScoresResponse(_message.Message):
     CHANNELS_FIELD_NUMBER: _builtins.int
     IMAGES_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
+    INSIDE_IMAGES_FIELD_NUMBER: _builtins.int
     generation: _builtins.str
     @_builtins.property
     def channels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
@@ -1781,6 +1788,10 @@ class GetBoxScoresResponse(_message.Message):
     def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___BoxScores]:
         """For `inside` without the images that have no positive activation."""
 
+    @_builtins.property
+    def inside_images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Over how many of the images `inside` is averaged, for each channel."""
+
     def __init__(
         self,
         *,
@@ -1788,10 +1799,11 @@ class GetBoxScoresResponse(_message.Message):
         channels: _abc.Iterable[_builtins.int] | None = ...,
         images: _abc.Iterable[_builtins.int] | None = ...,
         scores: _abc.Iterable[Global___BoxScores] | None = ...,
+        inside_images: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "generation", b"generation", "images", b"images", "scores", b"scores"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "generation", b"generation", "images", b"images", "inside_images", b"inside_images", "scores", b"scores"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

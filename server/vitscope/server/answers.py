@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vitscope.server import convert
-from vitscope.server.queries import boxes, channels, images, maps, patches
+from vitscope.server.queries import boxes, channels, images, maps, patches, scores
 from vitscope.store.generation import Generation
 from vitscope.store.manifest import Pooling
 from vitscope.v1 import query_pb2 as pb
@@ -98,6 +98,7 @@ def box_scores(generation: Generation, request: pb.GetBoxScoresRequest) -> pb.Ge
         generation=generation.name,
         channels=found.channels,
         images=found.images.tolist(),
+        inside_images=found.inside_images.tolist(),
         scores=convert.box_scores_to(found.scores),
     )
 
@@ -127,6 +128,9 @@ def patch_maps(
     grids = [maps.Grid(each.layer, each.rows, each.channels) for each in request.grids]
     small = convert.in_bytes_from(request.encoding)
     found = maps.patch_maps(generation, selectors, grids)
+    if small:
+        for some in found:
+            maps.check_finite(some)
     return (
         pb.GetPatchMapsResponse(
             generation=generation.name, maps=convert.maps_to(generation, some, in_bytes=small)
@@ -154,5 +158,15 @@ def images_of(
     generation: Generation, request: pb.GetImagesRequest
 ) -> Iterator[pb.GetImagesResponse]:
     """Thumbnails and names of images."""
-    rows = images.check_rows(generation, request.rows)
-    return convert.images_to(generation, rows)
+    pictures = not request.without_pictures
+    rows = images.check_rows(generation, request.rows, pictures=pictures)
+    return convert.images_to(generation, rows, pictures=pictures)
+
+
+def scores_of(
+    generation: Generation, request: pb.GetScoresRequest
+) -> Iterator[pb.GetScoresResponse]:
+    """The scores of all images."""
+    pooling = convert.pooling_from(request.pooling)
+    found = scores.scores(generation, request.layer, pooling, request.channels)
+    return (convert.scores_to(generation, pooling, block) for block in found)

@@ -13,6 +13,7 @@ from vitscope.server.queries.filters import ImageFilter
 from vitscope.server.queries.images import Order, Question, Ranking, TopImages
 from vitscope.server.queries.maps import Maps, as_bytes
 from vitscope.server.queries.patches import Patches
+from vitscope.server.queries.scores import Block as ScoreBlock
 from vitscope.store.generation import Generation
 from vitscope.store.geometry import Rectangle, source_rectangles
 from vitscope.store.manifest import QUANTILES, LayerRecord, Pooling
@@ -339,25 +340,42 @@ def _grid_to(generation: Generation, layer: LayerRecord) -> query_pb2.PatchGrid:
     )
 
 
-def images_to(generation: Generation, rows: Sequence[int]) -> Iterator[query_pb2.GetImagesResponse]:
-    """Images in messages of about a megabyte."""
+def scores_to(
+    generation: Generation, pooling: Pooling, block: ScoreBlock
+) -> query_pb2.GetScoresResponse:
+    """Scores of channels on rows that follow each other."""
+    return query_pb2.GetScoresResponse(
+        generation=generation.name,
+        pooling=pooling_to(pooling),
+        channels=block.channels,
+        first_row=block.first_row,
+        rows=block.values.shape[1],
+        scores=np.ascontiguousarray(block.values, dtype="<f2").tobytes(),
+    )
+
+
+def images_to(
+    generation: Generation, rows: Sequence[int], *, pictures: bool
+) -> Iterator[query_pb2.GetImagesResponse]:
+    """Images in messages of about a megabyte, with their pictures or without."""
     batch: list[query_pb2.Image] = []
     size = 0
+    table = generation.rows
     for row in rows:
-        record = generation.rows.record(row)
+        width, height = table.sizes[row].tolist()
         image = query_pb2.Image(
             row=row,
-            key=record.key,
-            label=record.label,
-            valid=record.valid,
-            invalid_reason=record.reason,
-            jpeg=generation.thumbnail(row),
-            width=record.width,
-            height=record.height,
-            view=_rectangle_to(record.view),
+            key=table.key(row),
+            label=table.label(row),
+            valid=bool(table.valid[row]),
+            invalid_reason=table.reason(row),
+            jpeg=generation.thumbnail(row) if pictures else b"",
+            width=width,
+            height=height,
+            view=_rectangle_to(table.view(row)),
         )
         batch.append(image)
-        size += len(image.jpeg)
+        size += image.ByteSize()
         if size > _MESSAGE_BYTES:
             yield query_pb2.GetImagesResponse(generation=generation.name, images=batch)
             batch, size = [], 0

@@ -114,6 +114,13 @@ class ActivationService(service_pb2_grpc.ActivationServiceServicer):
         async for reply in self._stream(answers.images_of, request):
             yield reply
 
+    async def GetScores(  # noqa: N802
+        self, request: pb.GetScoresRequest, context: Any
+    ) -> AsyncIterator[pb.GetScoresResponse]:
+        """The scores of all images."""
+        async for reply in self._stream(answers.scores_of, request):
+            yield reply
+
     async def _answer(self, answer: Callable[[Generation, Any], _T], request: Any) -> _T:
         generation = find_index(self._generations, request.index)
         return await self._run(answer, generation, request)

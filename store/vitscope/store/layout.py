@@ -50,7 +50,7 @@ _DENSE_SHARD_ROWS = 64
 
 # Channels that share an inner chunk of scores: one channel over 1,024 rows is 2 KB, too little
 # to read or check at once.
-_SCORE_CHANNELS = 8
+SCORE_CHANNELS = 8
 
 
 def rows_path(generation: Path) -> Path:
@@ -113,13 +113,13 @@ def top_maps_name(pooling: Pooling) -> str:
 
 def scores_spec(layer: LayerRecord, rows: int, unit_rows: int) -> ArraySpec:
     """Scores (C, N): a shard is all channels of one unit of rows."""
-    padded = -(-layer.channels // _SCORE_CHANNELS) * _SCORE_CHANNELS
+    padded = -(-layer.channels // SCORE_CHANNELS) * SCORE_CHANNELS
     return ArraySpec(
         "float16",
         (layer.channels, rows),
         ("channel", "row"),
         (padded, unit_rows),
-        (_SCORE_CHANNELS, unit_rows),
+        (SCORE_CHANNELS, unit_rows),
     )
 
 

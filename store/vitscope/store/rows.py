@@ -132,6 +132,10 @@ class RowTable:
         number = int(self.labels[row])
         return None if number == NO_LABEL else self.label_names[number]
 
+    def reason(self, row: int) -> str:
+        """Why the image could not be read; empty where it could."""
+        return self._reasons.text(row)
+
     def record(self, row: int) -> RowRecord:
         """Everything known of one image."""
         digest = bytes(self._digests.read(row))
@@ -140,7 +144,7 @@ class RowTable:
             key=self.key(row),
             label=self.label(row),
             valid=bool(self.valid[row]),
-            reason=self._reasons.text(row),
+            reason=self.reason(row),
             bytes=int(self._lengths[row]),
             sha256=digest.hex() if any(digest) else "",
             width=int(self.sizes[row, 0]),

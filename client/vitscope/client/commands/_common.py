@@ -130,6 +130,23 @@ def filter_from(args: argparse.Namespace) -> ImageFilter | None:
     return None if where == ImageFilter([], None, None, []) else where
 
 
+def filter_told(args: argparse.Namespace) -> dict[str, object] | None:
+    """The same as JSON values."""
+    where = filter_from(args)
+    return None if where is None else asdict(where)
+
+
+def add_box_labels(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--of",
+        metavar="NAME",
+        dest="of",
+        action="append",
+        default=[],
+        help="only boxes of this label count, or of one of these (default: all boxes)",
+    )
+
+
 def add_layers(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument(
         "--layers",
@@ -173,17 +190,17 @@ def add_png(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
 
 def print_json(value: Mapping[str, object]) -> None:
     """One JSON object on stdout; numbers that JSON does not know become null."""
-    print(json.dumps(_finite(value), allow_nan=False))
+    print(json.dumps(finite(value), allow_nan=False))
 
 
-def _finite(value: object) -> object:
+def finite(value: object) -> object:
     match value:
         case float():
             return value if math.isfinite(value) else None
         case Mapping():
-            return {key: _finite(item) for key, item in value.items()}
+            return {key: finite(item) for key, item in value.items()}
         case list() | tuple():
-            return [_finite(item) for item in value]
+            return [finite(item) for item in value]
     return value
 
 

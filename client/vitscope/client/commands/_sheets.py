@@ -1,6 +1,6 @@
 """From answers to sheets; imported only when a picture is asked for, since Pillow is."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +8,30 @@ from numpy.typing import NDArray
 
 from vitscope.client.client import Client
 from vitscope.client.commands._common import display_name, report_written
+from vitscope.client.errors import UsageError
 from vitscope.client.pictures import Cell, Section, decode, gallery_sheet, save_png
 from vitscope.client.results import PatchMap, PatchMaps, SimilarImages, TopImages, TopPatches
+
+MOST_DRAWN = 1_000
+"""Images on a sheet that anyone can look at."""
+
+
+def few(answers: Iterable[TopImages]) -> list[TopImages]:
+    """All answers, if they fit on a sheet; no more of them are asked for where they do not."""
+    tops, images = [], 0
+    for top in answers:
+        tops.append(top)
+        images += len(top.images)
+        _require_few(images)
+    return tops
+
+
+def _require_few(images: int) -> None:
+    if images > MOST_DRAWN:
+        raise UsageError(
+            f"--png draws at most {MOST_DRAWN:,} images; ask for fewer with -k, or for fewer "
+            "channels."
+        )
 
 
 def top_images_section(client: Client, index: str, top: TopImages, how: str = "top") -> Section:
@@ -32,6 +54,7 @@ def top_images_section(client: Client, index: str, top: TopImages, how: str = "t
 
 def top_patches_section(client: Client, index: str, top: TopPatches) -> Section:
     """Every image with a patch of the answer, beside its map."""
+    _require_few(len(top.patches))
     rows = list(dict.fromkeys(patch.row for patch in top.patches))
     pictures = _pictures(client, index, rows)
     asked = [(top.layer, top.channel, row) for row in rows]
@@ -72,6 +95,7 @@ def patch_map_section(client: Client, index: str, answer: PatchMap) -> Section:
 
 def similar_images_section(client: Client, index: str, near: SimilarImages) -> Section:
     """The image asked about, then its neighbours."""
+    _require_few(1 + len(near.images))
     rows = [near.row, *(image.row for image in near.images)]
     pictures = _pictures(client, index, rows)
     neighbours = [

@@ -19,14 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _common.add_server(parser)
     _common.add_layer(parser)
     _common.add_channels(parser, required=False)
-    parser.add_argument(
-        "--of",
-        metavar="NAME",
-        dest="of",
-        action="append",
-        default=[],
-        help="only boxes of this label count, or of one of these (default: all boxes)",
-    )
+    _common.add_box_labels(parser)
     parser.add_argument(
         "--by", choices=_MEASURES, default=_MEASURES[0], help="what ranks (default: %(default)s)"
     )
@@ -79,7 +72,7 @@ def _channels(client: Client, args: argparse.Namespace) -> int:
         where=_common.filter_from(args),
         index=args.index,
     )
-    values = getattr(found, args.by)
+    values, counts = getattr(found, args.by), found.inside_images
     # NaN last; equal ones in the order of their channels.
     order = np.argsort(values if args.bottom else -values, kind="stable")
     order = order[: 20 if args.k is None else args.k]
@@ -87,6 +80,7 @@ def _channels(client: Client, args: argparse.Namespace) -> int:
         {
             "channel": int(found.channels[at]),
             "images": int(found.images[at]),
+            "inside_images": None if counts is None else int(counts[at]),
             **{name: float(getattr(found, name)[at]) for name in _NAMES},
         }
         for at in order

@@ -26,13 +26,14 @@ def run(args: argparse.Namespace) -> int:
 
     target = png_target(args.png)
     shown = [layer_and_channel(text) for text in args.show]
-    sections = []
     with _common.connect(args) as client:
-        for layer, channel in shown:
-            top = client.top_images(
+        tops = _sheets.few(
+            client.top_images(
                 layer, channel, pooling=args.pooling, k=args.k, maps=True, index=args.index
             )
-            sections.append(_sheets.top_images_section(client, args.index, top))
+            for layer, channel in shown
+        )
+        sections = [_sheets.top_images_section(client, args.index, top) for top in tops]
     _sheets.save(target, sections)
     return 0
 

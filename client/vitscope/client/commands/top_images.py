@@ -3,27 +3,30 @@
 import argparse
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from vitscope.client.client import Client
 from vitscope.client.commands import _common
-from vitscope.client.errors import UsageError
 from vitscope.client.files import png_target
 from vitscope.client.results import TopImages
-
-MOST_DRAWN = 1_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     _common.add_server(parser)
     _common.add_layer(parser)
     _common.add_channels(parser, required=True)
+    add_ranking(parser)
+    _common.add_json(parser)
+    _common.add_png(parser)
+
+
+def add_ranking(parser: argparse.ArgumentParser) -> None:
+    """How images are ranked, how many of them are given, and which take part."""
     _common.add_pooling(parser)
     _common.add_count(parser)
-    ranking = parser.add_mutually_exclusive_group()
-    ranking.add_argument(
-        "--bottom", action="store_true", help="lowest scores first instead of highest"
-    )
-    ranking.add_argument(
+    end = parser.add_mutually_exclusive_group()
+    end.add_argument("--bottom", action="store_true", help="lowest scores first instead of highest")
+    end.add_argument(
         "--distinct",
         action="store_true",
         help="let images that top very many channels give way; prints both scores",
@@ -35,8 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="only images with scores between two quantiles, such as 0.45:0.55",
     )
     _common.add_filter(parser)
-    _common.add_json(parser)
-    _common.add_png(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
             from vitscope.client.commands import _sheets
 
             # Drawn first: where that cannot be, nothing is printed either.
-            tops = _few(answers)
+            tops = _sheets.few(answers)
             sections = [
                 _sheets.top_images_section(client, args.index, top, _how(args)) for top in tops
             ]
@@ -67,33 +68,31 @@ def run(args: argparse.Namespace) -> int:
 def _answers(
     client: Client, args: argparse.Namespace, several: bool, maps: bool
 ) -> Iterator[TopImages]:
-    ranked = {
+    asked = ranking(args)
+    if several:
+        yield from client.top_images_of_channels(args.layer, args.channels, maps=maps, **asked)
+    else:
+        yield client.top_images(args.layer, args.channels[0], maps=maps, **asked)
+
+
+def ranking(args: argparse.Namespace) -> dict[str, Any]:
+    """What `add_ranking`'s arguments, and which index, are for the client's methods."""
+    return {
         "pooling": args.pooling,
         "k": args.k,
-        "maps": maps,
         "where": _common.filter_from(args),
         "order": "bottom" if args.bottom else "top",
         "band": args.band,
         "distinct": args.distinct,
         "index": args.index,
     }
-    if several:
-        yield from client.top_images_of_channels(args.layer, args.channels, **ranked)
-    else:
-        yield client.top_images(args.layer, args.channels[0], **ranked)
 
 
-def _few(answers: Iterator[TopImages]) -> list[TopImages]:
-    """All answers, if they fit on a sheet that anyone can look at."""
-    tops, images = [], 0
-    for top in answers:
-        tops.append(top)
-        images += len(top.images)
-        if images > MOST_DRAWN:
-            raise UsageError(
-                f"--png draws at most {MOST_DRAWN:,} images; name fewer channels, or less with -k."
-            )
-    return tops
+def ranking_told(args: argparse.Namespace) -> dict[str, object]:
+    """The same as JSON values, without the index."""
+    told = ranking(args)
+    del told["index"], told["where"]
+    return {**told, "filter": _common.filter_told(args)}
 
 
 def _how(args: argparse.Namespace) -> str:

@@ -6,8 +6,8 @@ cell = Cell(picture, maps.values[0], "1  fox", "9.41", maps.grid)
 contact_sheet("blocks.5.mlp · channel 7", [cell])
 """
 
-from vitscope.client.pictures.files import decode, save_png
-from vitscope.client.pictures.overlay import heat, overlay
+from vitscope.client.pictures.files import decode, png_bytes, save_png
+from vitscope.client.pictures.overlay import heat, mask, overlay
 from vitscope.client.pictures.sheet import Cell, Section, contact_sheet, gallery_sheet
 
 __all__ = [
@@ -17,6 +17,8 @@ __all__ = [
     "decode",
     "gallery_sheet",
     "heat",
+    "mask",
     "overlay",
+    "png_bytes",
     "save_png",
 ]

@@ -31,6 +31,13 @@ def decode(jpeg: bytes) -> NDArray[np.uint8]:
         raise ServerError("The server sent a thumbnail that does not decode as JPEG.") from None
 
 
+def png_bytes(pixels: NDArray[np.uint8]) -> bytes:
+    """HWC uint8 RGB or HW uint8 grey as a PNG, to the bit."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def save_png(sheet: Image.Image, path: Path) -> None:
     """Write `sheet`, in RGB, to `path` whole or not at all; its colours move by up to 2 of 255."""
     buffer = io.BytesIO()

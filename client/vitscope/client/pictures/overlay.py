@@ -56,6 +56,28 @@ def overlay(
     return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
 
 
+def mask(
+    patch_map: ArrayLike,
+    height: int,
+    width: int,
+    *,
+    low: float,
+    high: float,
+    grid: PatchGrid | None = None,
+) -> NDArray[np.uint8]:
+    """A patch map in grey, over a picture of (height, width) pixels: HW uint8.
+
+    patch_map: (h, w) activations; `low` becomes 0, `high` 255, evenly between. Between the
+        middles of patches it is bilinear, as in `overlay`.
+    grid: as in `overlay`; 0 outside of the patches.
+    NaN is 0, and so is all of a map where `high` is not above `low`.
+    """
+    values = np.asarray(patch_map, np.float32)
+    span = np.nan_to_num(values - np.float32(low), nan=0.0, posinf=high - low, neginf=0.0)
+    share = _spread(_shares(span, high - low), height, width, grid)
+    return np.rint(share * 255).astype(np.uint8)
+
+
 def _shares(patch_map: NDArray[np.float32], top: float) -> NDArray[np.float32]:
     """Activations as shares of `top` in [0, 1]."""
     if not top > 0:

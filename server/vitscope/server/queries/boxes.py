@@ -60,6 +60,8 @@ class ChannelScores:
     """(C,)"""
     images: Rows
     """(C,)"""
+    inside_images: Rows
+    """(C,), of which some activation is positive: over these `inside` is averaged."""
     scores: Scores
     """Of the channels."""
 
@@ -95,7 +97,7 @@ def box_scores(
         for place, channel in enumerate(chosen):
             _, scores = shares.scores(channel)
             means.add(place, scores)
-    return ChannelScores(chosen, means.images, means.of_all())
+    return ChannelScores(chosen, means.images, means.known[0], means.of_all())
 
 
 class _Means:
@@ -104,7 +106,8 @@ class _Means:
     def __init__(self, channels: int) -> None:
         self.images = np.zeros(channels, np.int64)
         """Images that count (C,)."""
-        self._known = np.zeros((4, channels), np.int64)
+        self.known = np.zeros((4, channels), np.int64)
+        """Of these, those of which each score is known."""
         self._sums = np.zeros((4, channels))
 
     def add(self, channels: int | slice, scores: Scores) -> None:
@@ -114,17 +117,17 @@ class _Means:
         values = np.where(known, columns, 0.0)
         if isinstance(channels, int):
             self.images[channels] += columns.shape[1]
-            self._known[:, channels] += known.sum(1)
+            self.known[:, channels] += known.sum(1)
             self._sums[:, channels] += values.sum(1)
         else:
             self.images += 1
-            self._known += known
+            self.known += known
             self._sums += values
 
     def of_all(self) -> Scores:
         """The mean of every score that is not NaN; NaN where there is none."""
         means = np.full_like(self._sums, np.nan)
-        np.divide(self._sums, self._known, out=means, where=self._known > 0)
+        np.divide(self._sums, self.known, out=means, where=self.known > 0)
         return Scores(*means)
 
 
@@ -233,7 +236,9 @@ class _Shares:
             if not labels or box.label in labels
         ]
         size = self._generation.manifest.model.input_size
-        share = boxes_share(self._layer.tokens, boxes, view_of(self._generation, row), size)
+        share = boxes_share(
+            self._layer.tokens, boxes, view_of(self._generation, row, "layer"), size
+        )
         return share.ravel() if tells_apart(share) else None
 
 

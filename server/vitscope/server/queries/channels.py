@@ -108,7 +108,11 @@ def top_channels(
     k = check_k(k, sum(layer.channels for layer in layers), "channel")
     part = _part(generation, row, where)
     compared = _compared(part) if percentiles else None
-    scores = [_scores(generation, layer, row, part) for layer in layers]
+    if compared and compared != part:
+        for layer in layers:
+            check_pooling(layer, compared, "measure")
+    field = "box" if isinstance(where, BoxNumber) else "rectangle"
+    scores = [_scores(generation, layer, row, part, field) for layer in layers]
     number = np.concatenate([np.full(layer.channels, at) for at, layer in enumerate(layers)])
     channel = np.concatenate([np.arange(layer.channels) for layer in layers])
     flat = np.concatenate(scores)
@@ -149,9 +153,16 @@ def _compared(part: Pooling | Patch | Rectangle) -> Pooling:
 
 
 def _scores(
-    generation: Generation, layer: LayerRecord, row: int, part: Pooling | Patch | Rectangle
+    generation: Generation,
+    layer: LayerRecord,
+    row: int,
+    part: Pooling | Patch | Rectangle,
+    field: str,
 ) -> Doubles:
-    """The scores (C,) of all channels of a layer on a part of an image."""
+    """The scores (C,) of all channels of a layer on a part of an image.
+
+    `field` is where the request has a rectangle.
+    """
     if isinstance(part, str):
         check_pooling(layer, part)
         return generation.image_scores(layer.name, part, row).astype(np.float64)
@@ -173,8 +184,8 @@ def _scores(
     if not tells_apart(share):
         side = "inside" if share.mean() < 0.5 else "outside"
         raise InvalidArgumentError(
-            f"where: no patch of {layer.name} on row {row} lies {side} of the rectangle or box, so "
-            "that there is nothing to compare; choose one that covers a part of what the model saw."
+            f"{field}: no patch of {layer.name} on row {row} lies {side} of the {field}, so that "
+            "there is nothing to compare; choose one that covers a part of what the model saw."
         )
     inside, outside = share.sum(), (1 - share).sum()
     patches = generation.activations(layer.name, row, slice(None))[:, len(tokens.prefix) :]
@@ -217,7 +228,6 @@ class _Percentiles:
         wanted = np.flatnonzero(there & (most >= bar))
         start = 0
         for layer, scores in zip(self._layers, self._scores, strict=True):
-            check_pooling(layer, self._pooling)
             mine = wanted[(wanted >= start) & (wanted < start + layer.channels)] - start
             for channel in mine.tolist():
                 shares[start + channel] = self._share(layer, channel, scores[channel])

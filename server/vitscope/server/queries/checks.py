@@ -29,29 +29,34 @@ def find_index(generations: Mapping[str, Generation], name: str) -> Generation:
     raise NotFoundError(f"index: there is no index {name[:80]!r}; this server holds: {known}.")
 
 
-def find_layer(generation: Generation, name: str) -> LayerRecord:
-    """The layer called `name`."""
+def find_layer(generation: Generation, name: str, field: str = "layer") -> LayerRecord:
+    """The layer called `name`; `field` is where the request has it."""
     if not name:
-        raise InvalidArgumentError("layer is empty; name one, such as blocks.0.mlp.")
+        raise InvalidArgumentError(f"{field} is empty; name one, such as blocks.0.mlp.")
     try:
         return generation.layer(name)
     except NotKeptError as error:
-        raise NotFoundError(f"layer: {error}") from None
+        raise NotFoundError(f"{field}: {error}") from None
 
 
 def find_layers(generation: Generation, names: Sequence[str]) -> list[LayerRecord]:
     """The layers called so, each once, in the order of execution; all where none is named."""
     if not names:
         return list(generation.manifest.layers)
-    found = {find_layer(generation, name).name for name in names}
+    for name in names:
+        if not name:
+            raise InvalidArgumentError(
+                "layers has an empty name; name layers such as blocks.0.mlp, or none for all."
+            )
+    found = {find_layer(generation, name, "layers").name for name in names}
     return [layer for layer in generation.manifest.layers if layer.name in found]
 
 
-def check_channel(layer: LayerRecord, channel: int) -> None:
+def check_channel(layer: LayerRecord, channel: int, field: str = "channel") -> None:
     """Raise unless the layer has the channel."""
     if not 0 <= channel < layer.channels:
         raise NotFoundError(
-            f"channel: {layer.name} has no channel {channel}; "
+            f"{field}: {layer.name} has no channel {channel}; "
             f"it has channels 0 to {layer.channels - 1}."
         )
 
@@ -64,15 +69,15 @@ def check_channels(layer: LayerRecord, channels: Sequence[int]) -> Sequence[int]
             f"{counted(layer.channels, 'channel')}, and none at all asks for all of them."
         )
     for channel in channels:
-        check_channel(layer, channel)
+        check_channel(layer, channel, "channels")
     return channels or range(layer.channels)
 
 
-def check_pooling(layer: LayerRecord, pooling: Pooling) -> None:
+def check_pooling(layer: LayerRecord, pooling: Pooling, field: str = "pooling") -> None:
     """Raise unless the layer has scores by the pooling."""
     if pooling not in layer.poolings:
         raise NotKeptHereError(
-            f"pooling: {layer.name} has no {pooling} pooling; "
+            f"{field}: {layer.name} has no {pooling} pooling; "
             f"it has {' and '.join(layer.poolings)}."
         )
 
@@ -84,22 +89,22 @@ def check_row(generation: Generation, row: int, field: str = "row") -> None:
         raise NotFoundError(f"{field}: there is no row {row}; the index has rows 0 to {rows - 1}.")
 
 
-def check_valid(generation: Generation, row: int) -> None:
+def check_valid(generation: Generation, row: int, field: str = "row") -> None:
     """Raise unless `row` is in the row list and holds a readable image."""
-    check_row(generation, row)
+    check_row(generation, row, field)
     if not generation.rows.valid[row]:
         raise NotKeptHereError(
-            f"row: row {row} is an invalid image ({generation.rows.record(row).reason})."
+            f"{field}: row {row} is an invalid image ({generation.rows.record(row).reason})."
         )
 
 
-def view_of(generation: Generation, row: int) -> Rectangle:
+def view_of(generation: Generation, row: int, field: str = "row") -> Rectangle:
     """What of its picture a valid row shows; raises where the index does not tell."""
     view = generation.rows.view(row)
     if view is None:
         raise NotKeptHereError(
-            "row: this index, of an older format, does not tell what of a picture the model saw; "
-            "index anew."
+            f"{field}: this index, of an older format, does not tell what of a picture the model "
+            "saw; index anew."
         )
     return view
 
@@ -130,11 +135,11 @@ def check_rectangle(rectangle: Rectangle) -> Rectangle:
 
 
 def check_labels(field: str, names: Iterable[str], known: Sequence[str]) -> None:
-    """Raise unless all labels are among the known ones."""
+    """Raise unless all labels of images, or of boxes, are among the known ones."""
     there = set(known)
     for name in names:
         if name not in there:
             close = difflib.get_close_matches(name[:80], known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else "labels are those of the data set."
-            what = "box" if field == "box_labels" else "image"
-            raise NotFoundError(f"filter.{field}: no {what} has the label {name[:80]!r}; {hint}")
+            what = "box" if field.endswith("box_labels") else "image"
+            raise NotFoundError(f"{field}: no {what} has the label {name[:80]!r}; {hint}")

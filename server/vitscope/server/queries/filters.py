@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
 from weakref import WeakKeyDictionary
@@ -70,7 +69,7 @@ def select(generation: Generation, asked: ImageFilter) -> npt.NDArray[np.int64] 
     with _lock:
         mine = _selections.setdefault(generation, _Selections())
     rows = mine.rows(generation, replace(asked, rows=()))
-    return np.intersect1d(rows, _array(asked.rows)) if asked.rows else rows
+    return np.intersect1d(rows, np.array(asked.rows, np.int64)) if asked.rows else rows
 
 
 def _check(generation: Generation, asked: ImageFilter) -> None:
@@ -83,11 +82,12 @@ def _check(generation: Generation, asked: ImageFilter) -> None:
         for row in (min(asked.rows), max(asked.rows)):
             check_row(generation, row, "filter.rows")
     table = generation.rows
-    check_labels("labels", asked.labels, table.label_names)
-    check_labels("box_labels", asked.box_labels, table.box_label_names)
+    check_labels("filter.labels", asked.labels, table.label_names)
+    check_labels("filter.box_labels", asked.box_labels, table.box_label_names)
     if asked.box_labels and asked.has_box is False:
         raise InvalidArgumentError(
-            "filter asks for images without a box and for labels of boxes; leave one of them out."
+            "filter.has_box asks for images without a box and filter.box_labels for labels of "
+            "boxes; leave one of them out."
         )
 
 
@@ -101,7 +101,3 @@ def _selected(generation: Generation, asked: ImageFilter) -> npt.NDArray[np.int6
     if asked.box_labels:
         mask &= table.boxed(asked.box_labels)
     return np.flatnonzero(mask)
-
-
-def _array(rows: Sequence[int]) -> npt.NDArray[np.int64]:
-    return np.array(rows, np.int64)

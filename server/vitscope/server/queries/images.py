@@ -25,6 +25,8 @@ from vitscope.store.manifest import LayerRecord, Pooling
 from vitscope.store.ranking import band_rows, largest, top_rows
 
 MAX_IMAGES = 1_024
+MAX_NAMES = 100_000
+"""Images at a time without their pictures."""
 
 Order = Literal["top", "bottom"]
 Band = tuple[float, float]
@@ -189,14 +191,16 @@ def similar_images(
     return Ranking(rows, similarities), generation.manifest.recall_at_10[layer.name]
 
 
-def check_rows(generation: Generation, rows: Sequence[int]) -> Sequence[int]:
-    """`rows` if all are in the row list and not too many."""
+def check_rows(generation: Generation, rows: Sequence[int], *, pictures: bool) -> Sequence[int]:
+    """`rows` if all are in the row list and not too many, with their pictures or without."""
     if not rows:
         raise InvalidArgumentError("rows is empty; name at least one row.")
-    if len(rows) > MAX_IMAGES:
+    most = MAX_IMAGES if pictures else MAX_NAMES
+    if len(rows) > most:
+        hint = f", or {MAX_NAMES} without_pictures" if pictures else ""
         raise InvalidArgumentError(
-            f"rows has {len(rows)} entries; ask for at most {MAX_IMAGES} at a time."
+            f"rows has {len(rows)} entries; ask for at most {most} at a time{hint}."
         )
     for row in rows:
-        check_row(generation, row)
+        check_row(generation, row, "rows")
     return rows

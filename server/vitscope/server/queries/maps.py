@@ -18,6 +18,7 @@ from vitscope.store.text import counted
 MAX_MAPS = 4_096
 # A reply of one message stays clear of gRPC's limit of 4 MiB.
 MAX_MAP_BYTES = 3 << 20
+_GRID_FIELDS = ("grids.layer", "grids.channels", "grids.rows")
 
 Rows = npt.NDArray[np.int64]
 Halves = npt.NDArray[np.float16]
@@ -43,6 +44,8 @@ class Selector:
     layer: str
     channel: int
     row: int
+    fields: tuple[str, str, str] = ("maps.layer", "maps.channel", "maps.row")
+    """Where the request has the three."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +69,19 @@ class Bytes:
     """(M,)"""
 
 
+def check_finite(maps: Maps) -> None:
+    """Raise for maps that bytes cannot stand for: those with a value that is not finite."""
+    bad = np.flatnonzero(~np.isfinite(maps.values).all((1, 2)))
+    if bad.size:
+        raise NotKeptHereError(
+            f"encoding: the map of row {maps.rows[bad[0]]} on channel {maps.channels[bad[0]]} of "
+            f"{maps.layer} has values that are not finite, for which no byte can stand; ask for "
+            "MAP_ENCODING_FLOAT16."
+        )
+
+
 def as_bytes(values: Halves) -> Bytes:
-    """Maps (M, H, W), each between its least and its greatest value."""
+    """Maps (M, H, W) of finite values, each between its least and its greatest one."""
     wide = values.astype(np.float32)
     offset = wide.min((1, 2))
     scale = (wide.max((1, 2)) - offset) / np.float32(255)
@@ -81,16 +95,16 @@ def maps_of_ranked(
 ) -> Maps:
     """The maps that are kept of images `rows` (k,) ranked by a pooling, in their order."""
     kept, _ = generation.top(layer.name, pooling, channel)
-    if np.array_equal(kept[: len(rows)], rows):
+    best = np.array_equal(kept[: len(rows)], rows)
+    # Before any of them is read.
+    count = len(rows) if best else len(kept_rows(generation, layer, channel, rows))
+    _check_size(layer, len(rows), count)
+    if best:
         # As most are asked for: the best ones, whose maps lie beside each other.
-        _check_size(layer, len(rows), len(rows))
         places = np.arange(len(rows))
         values = generation.top_maps(layer.name, pooling, channel, slice(0, len(rows)))
     else:
-        if layer.dense:
-            _check_size(layer, len(rows), len(rows))
         places, values = kept_maps(generation, layer, channel, rows)
-        _check_size(layer, len(rows), len(places))
     return Maps(layer.name, rows[places].tolist(), [channel] * len(places), values)
 
 
@@ -104,7 +118,10 @@ def _check_size(layer: LayerRecord, images: int, maps: int) -> None:
 
 
 def kept_rows(generation: Generation, layer: LayerRecord, channel: int, among: Rows) -> Rows:
-    """Those of the valid rows `among` (M,) whose maps of a channel are kept, ascending."""
+    """Those of the valid rows `among` (M,) whose maps of a channel are kept.
+
+    Ascending, or in their order where the layer keeps all.
+    """
     if layer.dense:
         return among
     tops = [generation.top(layer.name, pooling, channel)[0] for pooling in layer.poolings]
@@ -147,15 +164,17 @@ def patch_maps(
     selectors = [
         *selectors,
         *(
-            Selector(grid.layer, channel, row)
+            Selector(grid.layer, channel, row, _GRID_FIELDS)
             for grid in grids
             for row in grid.rows
             for channel in grid.channels
         ),
     ]
     for selector in selectors:
-        check_channel(find_layer(generation, selector.layer), selector.channel)
-        check_valid(generation, selector.row)
+        of_layer, of_channel, of_row = selector.fields
+        layer = find_layer(generation, selector.layer, of_layer)
+        check_channel(layer, selector.channel, of_channel)
+        check_valid(generation, selector.row, of_row)
     found = _found(generation, selectors)
     groups: list[Maps] = []
     start = 0

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitscope.server.errors import NotKeptHereError
-from vitscope.server.queries.checks import check_channel, check_k, find_layer
+from vitscope.server.queries.checks import check_channel, check_k, check_pooling, find_layer
 from vitscope.server.queries.filters import ImageFilter, select
 from vitscope.server.queries.maps import kept_maps
 from vitscope.store.generation import Generation
@@ -42,6 +42,7 @@ def top_patches(
     """
     layer = find_layer(generation, layer_name)
     check_channel(layer, channel)
+    check_pooling(layer, "max", "layer")
     cells = layer.tokens.height * layer.tokens.width
     k = check_k(k, generation.manifest.valid_rows * cells, "patch of a valid image")
     rows = _strongest(generation, layer, channel, k, select(generation, asked))
