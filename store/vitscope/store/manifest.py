@@ -11,10 +11,11 @@ from typing import Any, Literal, get_args
 from vitscope.store.errors import DamagedIndexError, UnsupportedFormatError
 
 FORMAT = "vitscope-index"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """What is written."""
-READABLE_VERSIONS = (1, 2)
-"""Version 1 had neither the place of patches in the input nor the views of images."""
+READABLE_VERSIONS = (1, 2, 3)
+"""Version 1 had neither the place of patches in the input nor the views of images; versions 1 and 2
+had no search among patches."""
 
 Pooling = Literal["mean", "max", "cls"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
@@ -82,6 +83,8 @@ class LayerRecord:
     """Whether all activations of all images are kept (retention `all`)."""
     dense_prefix: bool
     """Whether the activations of the prefix tokens of all images are kept."""
+    patch_search: bool = False
+    """Whether there is a FAISS index of all patches, which are then kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +140,8 @@ class Manifest:
     recall_at_10: Mapping[str, float]
     """By layer: share of the true ten nearest images that its FAISS index finds."""
     written_by: str
+    patch_recall_at_10: Mapping[str, float] = field(default_factory=dict)
+    """Likewise of patches, of the layers that have a FAISS index of them."""
     files: Mapping[str, FileRecord] = field(default_factory=dict)
     """By path below the generation's folder; all files but the manifest itself."""
 
@@ -160,7 +165,7 @@ class Manifest:
             if name != FORMAT or not known:
                 raise UnsupportedFormatError(
                     f"The index has format {name!r} version {version!r}; this vitscope reads "
-                    f"{FORMAT!r} version {' and '.join(map(str, READABLE_VERSIONS))}."
+                    f"{FORMAT!r} versions {', '.join(map(str, READABLE_VERSIONS))}."
                 )
             return _manifest(body, version)
         except (
