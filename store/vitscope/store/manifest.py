@@ -165,7 +165,7 @@ class Manifest:
             if name != FORMAT or not known:
                 raise UnsupportedFormatError(
                     f"The index has format {name!r} version {version!r}; this vitscope reads "
-                    f"{FORMAT!r} versions {', '.join(map(str, READABLE_VERSIONS))}."
+                    f"{FORMAT!r} versions {', '.join(map(str, READABLE_VERSIONS[:-1]))} and {READABLE_VERSIONS[-1]}."
                 )
             return _manifest(body, version)
         except (
@@ -183,8 +183,12 @@ def _manifest(body: dict[str, Any], version: int) -> Manifest:
     model = model_record(body.pop("model"))
     files = {path: FileRecord(**record) for path, record in body.pop("files").items()}
     even_over = model.input_size if version == 1 else None
-    layers = tuple(layer_record(layer, even_over) for layer in body.pop("layers"))
-    return Manifest(model=model, layers=layers, files=files, **body)
+    without = {"patch_search": False} if version < 3 else {}
+    layers = tuple(layer_record({**layer, **without}, even_over) for layer in body.pop("layers"))
+    patch_recall = {} if version < 3 else body.pop("patch_recall_at_10")
+    return Manifest(
+        model=model, layers=layers, files=files, patch_recall_at_10=patch_recall, **body
+    )
 
 
 def model_record(model: dict[str, Any]) -> ModelRecord:
@@ -197,7 +201,7 @@ def layer_record(layer: dict[str, Any], even_over: tuple[int, int] | None = None
     """A layer from JSON; version 1 knew plain transformers only, whose patches cover the input."""
     tokens = layer.pop("tokens")
     tokens["prefix"] = tuple(tokens["prefix"])
-    poolings = tuple(layer.pop("poolings"))
+    poolings, patch_search = tuple(layer.pop("poolings")), layer.pop("patch_search")
     if even_over:
         layout = TokenLayout.even(**tokens, input_size=even_over)
     else:
@@ -205,4 +209,4 @@ def layer_record(layer: dict[str, Any], even_over: tuple[int, int] | None = None
         place = (layout.cell_height, layout.cell_width, layout.top, layout.left)
         if not all(map(math.isfinite, place)) or min(place[:2]) <= 0:
             raise ValueError("patches have no place in the input")
-    return LayerRecord(tokens=layout, poolings=poolings, **layer)
+    return LayerRecord(tokens=layout, poolings=poolings, patch_search=patch_search, **layer)
