@@ -109,8 +109,10 @@ def test_recall_is_high_and_what_was_measured(tmp_path: Path, codes: str) -> Non
     assert index._index.ntotal == len(unit)
     assert index._index.nprobe < index._index.nlist
     true = measured(index, vectors, unit, 1_500)
-    print(f"{codes}: manifest {recall:.4f}, measured {true:.4f}, lists {index._index.nlist}, "
-          f"read {index._index.nprobe}")
+    print(
+        f"{codes}: manifest {recall:.4f}, measured {true:.4f}, lists {index._index.nlist}, "
+        f"read {index._index.nprobe}"
+    )
     assert abs(recall - true) < 0.02
     assert true >= 0.95
 

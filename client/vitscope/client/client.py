@@ -410,9 +410,7 @@ class Client:
         image; `exact` holds the patch against every other one, however long that takes. Raises
         `NotKeptError` for a layer that was not indexed with `--retain-all`.
         """
-        request = requests.similar_patches_request(
-            index, layer, row, patch, k, other_images, exact
-        )
+        request = requests.similar_patches_request(index, layer, row, patch, k, other_images, exact)
         with rpc_errors(self._address):
             reply = self._stub.SimilarPatches(request, timeout=self._timeout)
         return convert.similar_patches(reply, layer, row, patch)

@@ -367,7 +367,9 @@ def top_images_along_request(
     exact: bool,
 ) -> query_pb2.TopImagesAlongDirectionRequest:
     if measure not in DIRECTION_MEASURES:
-        raise UsageError(f"Measure {measure!r} is not known; choose {' or '.join(DIRECTION_MEASURES)}.")
+        raise UsageError(
+            f"Measure {measure!r} is not known; choose {' or '.join(DIRECTION_MEASURES)}."
+        )
     return query_pb2.TopImagesAlongDirectionRequest(
         index=_text("index", index),
         layer=_text("layer", layer),

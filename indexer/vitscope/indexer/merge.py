@@ -185,9 +185,7 @@ def _build_neighbours(work: Work, layer: LayerRecord, valid: npt.NDArray[np.int6
     return neighbours.build(path, ImageVectors(scores, valid))
 
 
-def _build_patch_neighbours(
-    work: Work, layer: LayerRecord, valid: npt.NDArray[np.int64]
-) -> float:
+def _build_patch_neighbours(work: Work, layer: LayerRecord, valid: npt.NDArray[np.int64]) -> float:
     """Write that of its patches; gives its recall at 10."""
     group = layout.layer_path(work.staged, layer.name)
     activations = open_array(group / layout.ACTIVATIONS)

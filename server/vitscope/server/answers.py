@@ -197,7 +197,9 @@ def named_directions(
 ) -> pb.ListDirectionsResponse:
     """The directions that lie beside the index."""
     found = directions.named_directions(generation, request.layer)
-    named = [pb.NamedDirections(layer=each.layer, name=each.name, count=each.count) for each in found]
+    named = [
+        pb.NamedDirections(layer=each.layer, name=each.name, count=each.count) for each in found
+    ]
     return pb.ListDirectionsResponse(generation=generation.name, directions=named)
 
 

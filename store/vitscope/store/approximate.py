@@ -140,9 +140,7 @@ def _trained(vectors: Vectors, sizes: Sizes, sample: Ids, pool: Executor) -> Any
         )
     else:
         parts = _parts(channels)
-        index = faiss.IndexIVFPQ(
-            quantizer, channels, lists, parts, 8, faiss.METRIC_INNER_PRODUCT
-        )
+        index = faiss.IndexIVFPQ(quantizer, channels, lists, parts, 8, faiss.METRIC_INNER_PRODUCT)
         index.pq.cp.niter = _ROUNDS
         index.pq.cp.min_points_per_centroid = 1
     index.train(units[:: max(1, len(units) // _ENCODER_SAMPLE)])

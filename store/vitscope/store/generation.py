@@ -219,9 +219,7 @@ class Generation:
             return None
         return self._faiss(layout.patches_faiss_file(layer))
 
-    def image_vectors(
-        self, layer: str, rows: npt.NDArray[np.int64] | None = None
-    ) -> ImageVectors:
+    def image_vectors(self, layer: str, rows: npt.NDArray[np.int64] | None = None) -> ImageVectors:
         """The mean-pooled activations of all valid images, or of some `rows` (M,), ascending."""
         scores = self._array(layer, layout.row_scores_name("mean"))
         return ImageVectors(scores, self.valid_rows if rows is None else rows)
@@ -234,9 +232,7 @@ class Generation:
         record = self.layer(layer)
         if not record.dense:
             raise NotKeptError(f"The index does not keep all activations of {layer}.")
-        return PatchVectors(
-            self._array(layer, layout.ACTIVATIONS), record.tokens, self.valid_rows
-        )
+        return PatchVectors(self._array(layer, layout.ACTIVATIONS), record.tokens, self.valid_rows)
 
     @cached_property
     def valid_rows(self) -> npt.NDArray[np.int64]:

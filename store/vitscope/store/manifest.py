@@ -163,9 +163,10 @@ class Manifest:
             # JSON's true and 1.0 would equal the number.
             known = type(version) is int and version in READABLE_VERSIONS
             if name != FORMAT or not known:
+                known_versions = ", ".join(map(str, READABLE_VERSIONS[:-1]))
                 raise UnsupportedFormatError(
                     f"The index has format {name!r} version {version!r}; this vitscope reads "
-                    f"{FORMAT!r} versions {', '.join(map(str, READABLE_VERSIONS[:-1]))} and {READABLE_VERSIONS[-1]}."
+                    f"{FORMAT!r} versions {known_versions} and {READABLE_VERSIONS[-1]}."
                 )
             return _manifest(body, version)
         except (

@@ -39,7 +39,9 @@ class Truth:
     def add(self, units: Floats, ids: Ids) -> None:
         """Hold vectors (M, C) of length 1 against the queries."""
         starts = range(0, len(ids), _AT_ONCE)
-        parts = [(units[start : start + _AT_ONCE], ids[start : start + _AT_ONCE]) for start in starts]
+        parts = [
+            (units[start : start + _AT_ONCE], ids[start : start + _AT_ONCE]) for start in starts
+        ]
         for near, nearest in self._pool.map(partial(_nearest, self.units, self.ids), parts):
             both = np.concatenate([self._near, near], 1)
             of = np.concatenate([self._nearest, nearest], 1)

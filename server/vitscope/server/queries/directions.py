@@ -192,9 +192,7 @@ def _projected(
     return Near(Ranking(rows[best], values[best]), 1.0, True)
 
 
-def _by_channel(
-    generation: Generation, layer: LayerRecord, channels: Rows, rows: Rows
-) -> bool:
+def _by_channel(generation: Generation, layer: LayerRecord, channels: Rows, rows: Rows) -> bool:
     """Whether fewer scores are read channel by channel than image by image."""
     return len(channels) * generation.manifest.rows < layer.channels * len(rows)
 
