@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jobs import tiny
+from runs import tiny
 from pictures import write_pictures
 
 from vitscope.indexer.run import index

@@ -27,6 +27,7 @@ _SEED = 20_261_126
 _ROUNDS = 10
 """Of k-means."""
 _AT_ONCE = 4_096
+_ID_BYTES = 8
 _ENCODER_SAMPLE = 16_384
 _ENOUGH = 0.001
 """What two doublings of the lists that are read must gain in recall to be worth a third."""
@@ -59,6 +60,14 @@ class Sizes:
 
 
 SIZES = Sizes()
+
+
+def vector_bytes(count: int, channels: int) -> int:
+    """Bytes that each of `count` vectors takes in an index."""
+    if count < SIZES.flat_below:
+        return 4 * channels
+    coded = channels if count * channels <= SIZES.code_bytes else _parts(channels)
+    return coded + _ID_BYTES
 
 
 class Searched(Protocol):
