@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import tiny
 from pictures import write_pictures
+from runs import tiny
 
 from vitscope.indexer.run import index
 from vitscope.store.generation import open_generation
