@@ -117,7 +117,8 @@ def phase(out: Path) -> str:
     try:
         layers = len(list(staged.glob("arrays.zarr/layers/*/")))
         merged = any(staged.glob("arrays.zarr/layers/*/top_rows_*"))
-        neighbours = len(list(staged.glob("faiss/*.faiss")))
+        searched = [path.name for path in staged.glob("faiss/*.faiss")]
+        neighbours = sum(not name.endswith(".patches.faiss") for name in searched)
         units = any((work / "units").glob("*"))
         generations = any((out / "generations").glob("*"))
     except FileNotFoundError:

@@ -23,12 +23,14 @@ import numpy.typing as npt
 from PIL import Image
 
 from vitscope.store import layout, neighbours
-from vitscope.store.arrays import create_array, write_array, write_group
+from vitscope.store.approximate import SIZES, Sizes
+from vitscope.store.arrays import create_array, open_array, write_array, write_group
 from vitscope.store.boxes import Box
 from vitscope.store.manifest import LayerRecord, Manifest, ModelRecord, Pooling, TokenLayout
 from vitscope.store.publish import publish
 from vitscope.store.rows import RowRecord, ThumbnailWriter, write_rows
 from vitscope.store.statistics import write_correlation, write_statistics
+from vitscope.store.vectors import ImageVectors, PatchVectors
 
 Half = npt.NDArray[np.float16]
 
@@ -68,7 +70,15 @@ def _layer(
 ) -> LayerRecord:
     poolings: tuple[Pooling, ...] = ("mean", "max", "cls") if tokens.prefix else ("mean", "max")
     return LayerRecord(
-        name, depth, channels, tokens, poolings, top_k, dense=dense, dense_prefix=False
+        name,
+        depth,
+        channels,
+        tokens,
+        poolings,
+        top_k,
+        dense=dense,
+        dense_prefix=False,
+        patch_search=dense,
     )
 
 
@@ -181,14 +191,19 @@ def build(
     thumbnails: bool = True,
     complete: bool = False,
     boxes: Callable[[np.random.Generator, RowRecord], tuple[Box, ...]] | None = None,
+    patch_search: bool = True,
+    sizes: Sizes = SIZES,
 ) -> Synthetic:
     """Make and publish an index in the new folder `index`.
 
-    With `complete` it has boxes and dense activations too, in small layers.
+    With `complete` it has boxes and dense activations too, in small layers, and a search among
+    patches unless `patch_search` says otherwise. `sizes` say of which kind FAISS indexes are.
     """
     boxes = boxes or _boxes
     generator = np.random.default_rng(seed)
     layers = complete_layer_records(rows) if complete else layer_records(rows)
+    if not patch_search:
+        layers = tuple(replace(layer, patch_search=False) for layer in layers)
     shift = seed if complete else 0
     pictures = tuple(_picture(row + shift) if _is_valid(row, rows) else b"" for row in range(rows))
     records = tuple(_record(row, rows, picture) for row, picture in enumerate(pictures))
@@ -203,9 +218,11 @@ def build(
     staged = index / "building" / "staged"
     for group in ("", "layers"):
         write_group(staged / layout.ARRAYS / group)
+    recall = {}
     for layer in layers:
         _write_layer(staged, layer, activations[layer.name], valid)
         _write_rest(staged, layer, activations[layer.name], valid)
+        recall[layer.name] = _write_faiss(staged, layer, valid, sizes)
     write_rows(layout.rows_path(staged), lambda: [records])
     if thumbnails:
         lengths = np.array([len(picture) for picture in pictures], np.int64)
@@ -233,7 +250,10 @@ def build(
         threads=0,
         saturated=0,
         thumbnail_size=16 if thumbnails else 0,
-        recall_at_10={layer.name: 1.0 for layer in layers},
+        recall_at_10={layer.name: recall[layer.name][0] for layer in layers},
+        patch_recall_at_10={
+            layer.name: recall[layer.name][1] for layer in layers if layer.patch_search
+        },
         written_by="tests",
     )
     generation = publish(index, staged, manifest)
@@ -325,11 +345,6 @@ def _write_layer(
             part = scores[start : start + UNIT_ROWS].T
             array.write(part, slice(None), slice(start, start + part.shape[1]))
         _write_top(group, layer, pooling, scores, maps)
-    vectors = dense_scores(layer, activations, "mean", valid)[valid]
-    file = staged / layout.faiss_file(layer.name)
-    file.parent.mkdir(exist_ok=True)
-    images = np.flatnonzero(valid)
-    neighbours.build(file, layer.channels, len(images), [(vectors, images)])
 
 
 def _write_rest(
@@ -349,6 +364,22 @@ def _write_rest(
         values[~valid] = np.nan
         spec = layout.activations_spec(layer, rows, UNIT_ROWS)
         write_array(group / layout.ACTIVATIONS, values, spec)
+
+
+def _write_faiss(
+    staged: Path, layer: LayerRecord, valid: npt.NDArray[np.bool_], sizes: Sizes
+) -> tuple[float, float]:
+    """Recall among images and, where they are searched, among patches."""
+    group, rows = layout.layer_path(staged, layer.name), np.flatnonzero(valid)
+    (staged / "faiss").mkdir(exist_ok=True)
+    scores = open_array(group / layout.row_scores_name("mean"))
+    file = staged / layout.faiss_file(layer.name)
+    recall = neighbours.build(file, ImageVectors(scores, rows), sizes)
+    if not layer.patch_search:
+        return recall, 1.0
+    patches = PatchVectors(open_array(group / layout.ACTIVATIONS), layer.tokens, rows)
+    file = staged / layout.patches_faiss_file(layer.name)
+    return recall, neighbours.build(file, patches, sizes)
 
 
 def _write_top(group: Path, layer: LayerRecord, pooling: Pooling, scores: Half, maps: Half) -> None:

@@ -23,8 +23,7 @@ class WrongService(service_pb2_grpc.ActivationServiceServicer):
     """Gives the replies it was made with, whatever is asked, then the status.
 
     Only for what vitscope's server never sends: short streams, maps of the wrong length, images
-    not asked for, values of a later protocol, no index, an approximate search (its indexes are
-    exact so far), and statuses that it does not use.
+    not asked for, values of a later protocol, no index, and statuses that it does not use.
     """
 
     def __init__(self, replies: tuple[Any, ...], status: grpc.StatusCode, details: str) -> None:
@@ -40,6 +39,7 @@ class WrongService(service_pb2_grpc.ActivationServiceServicer):
 
     ListIndexes = GetIndex = TopImages = SimilarImages = GetChannelStatistics = _single
     GetBoxScores = TopImagesByBox = TopPatches = TopChannels = SimilarChannels = _single
+    SimilarPatches = TopImagesAlongDirection = ListDirections = _single
     # mypy takes a stream's type for asyncio's too.
     GetPatchMaps = GetImages = TopImagesOfChannels = GetScores = _stream  # type: ignore[assignment]
 
@@ -290,3 +290,11 @@ def test_an_approximate_search_is_said_to_be_one(wrong: Wrong, capsys: Captured)
     assert main([*line, "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert (answer["exact"], answer["recall_at_10"]) == (False, 0.5)
+
+
+def test_similar_patches_without_a_place(wrong: Wrong) -> None:
+    near = query_pb2.SimilarPatchesResponse(
+        generation="g1", patches=[query_pb2.ScoredPatch(row=5, key="a.jpg", y=1, x=2, score=0.5)]
+    )
+    with Client(wrong(near)) as client, pytest.raises(ServerError, match="inconsistent"):
+        client.similar_patches(LAYER, 2, (0, 0))

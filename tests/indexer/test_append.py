@@ -180,6 +180,7 @@ def assert_other_options_are_refused(same: Options) -> None:
         "--top-k 5 (not 4);": replace(same, top_k=4),
         "--poolings mean,max,cls (not mean);": replace(same, poolings=("mean",)),
         "--retain-all blocks.1.mlp (not all);": replace(same, retain_all=("all",)),
+        "--patch-search for blocks.1.mlp (not none);": replace(same, patch_search=False),
         "--retain-prefix blocks.0.mlp (not none);": replace(same, retain_prefix=()),
         "--img-size 32 (not 48);": replace(same, img_size=(48, 48)),
         "--batch-size 1 (not 2);": replace(same, batch_size=2),

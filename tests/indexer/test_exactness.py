@@ -13,6 +13,7 @@ from pictures import BAD, write_pictures
 from vitscope.indexer.model import Weights
 from vitscope.indexer.options import Options
 from vitscope.indexer.run import index
+from vitscope.store import neighbours
 from vitscope.store.errors import NotKeptError
 from vitscope.store.generation import Generation, open_generation
 
@@ -149,8 +150,9 @@ def test_cls_is_pooled_only_where_there_is_one(run: Run) -> None:
 def test_nearest_images_are_those_of_brute_force(run: Run) -> None:
     layer = run.generation.manifest.layers[-1].name
     vectors = oracle.pooled(run.truth[layer], run.prefix, "mean").astype(np.float64)
+    index, kept = run.generation.neighbours(layer), run.generation.image_vectors(layer)
+    rows, similarities = neighbours.nearest(index, kept, vectors[3], 5, range(3, 4))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    rows, similarities = run.generation.neighbours(layer).nearest(3, 5)
     expected = vectors @ vectors[3]
     expected[3] = -np.inf
     assert rows[0] == 20, "the same picture under another name is nearest"

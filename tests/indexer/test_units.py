@@ -198,6 +198,7 @@ def test_other_options_are_refused_by_name(
         "--top-k 3 (not 2)": replace(base, top_k=2),
         "--poolings mean,max,cls (not mean)": replace(base, poolings=("mean",)),
         "--retain-all blocks.1.mlp (not none)": replace(base, retain_all=()),
+        "--patch-search for blocks.1.mlp (not none)": replace(base, patch_search=False),
         "--retain-prefix blocks.0.mlp (not none)": replace(base, retain_prefix=()),
         "--img-size 32 (not 48)": replace(base, img_size=(48, 48)),
         "--dtype float32 (not bfloat16)": replace(base, dtype="bfloat16"),

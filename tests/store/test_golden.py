@@ -20,6 +20,7 @@ import pytest
 from vitscope.store.errors import NotKeptError
 from vitscope.store.generation import Generation, open_generation
 from vitscope.store.manifest import FORMAT_VERSION, Pooling
+from vitscope.store.neighbours import nearest
 from vitscope.store.verify import verify
 
 COMMITTED = sorted(make_golden.DATA.glob("golden-v*"))
@@ -221,11 +222,32 @@ def test_nearest_images(golden: Golden) -> None:
         cosines = np.full((len(golden.valid), len(golden.valid)), -2.0)
         cosines[np.ix_(golden.rows, golden.rows)] = unit @ unit.T
         np.fill_diagonal(cosines, -2.0)
-        index = golden.generation.neighbours(layer)
+        index, kept = golden.generation.neighbours(layer), golden.generation.image_vectors(layer)
         for row in golden.rows.tolist():
-            found, near = index.nearest(row, 7)
-            np.testing.assert_allclose(near, np.sort(cosines[row])[::-1][:7], atol=1e-5)
-            np.testing.assert_allclose(near, cosines[row, found], atol=1e-5)
+            query = golden.scores(layer, "mean")[row].astype(float)
+            found, near = nearest(index, kept, query, 7, range(row, row + 1))
+            np.testing.assert_allclose(near, np.sort(cosines[row])[::-1][:7], atol=1e-6)
+            np.testing.assert_allclose(near, cosines[row, found], atol=1e-6)
             assert len(set(found.tolist())) == 7
-        with pytest.raises(NotKeptError):
-            index.nearest(int(np.flatnonzero(~golden.valid)[0]), 1)
+
+
+def test_nearest_patches_came_with_version_3(golden: Golden) -> None:
+    old = bool({"golden-v1", "golden-v2"} & set(golden.index.parts))
+    for layer, record in golden.layers.items():
+        index = golden.generation.patch_neighbours(layer)
+        assert (index is None) == (old or not record["dense"])
+        if index is None:
+            continue
+        kept = golden.generation.patch_vectors(layer)
+        vectors = golden.patches(layer)[golden.rows].reshape(-1, record["channels"])
+        cells = golden.patches(layer).shape[1]
+        ids = (golden.rows[:, None] * cells + np.arange(cells)).ravel()
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        unit = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+        for place, own in enumerate(ids.tolist()):
+            cosines = unit @ unit[place]
+            cosines[place] = -2
+            found, near = nearest(index, kept, vectors[place], 7, range(own, own + 1))
+            np.testing.assert_allclose(near, np.sort(cosines)[::-1][:7], atol=1e-6)
+            np.testing.assert_allclose(near, cosines[np.searchsorted(ids, found)], atol=1e-6)
+            assert len(set(found.tolist())) == 7

@@ -65,6 +65,7 @@ MANIFESTS = st.builds(
     saturated=COUNTS,
     thumbnail_size=COUNTS,
     recall_at_10=st.dictionaries(NAMES, st.floats(0, 1), max_size=3),
+    patch_recall_at_10=st.dictionaries(NAMES, st.floats(0, 1), max_size=3),
     written_by=NAMES,
     files=st.dictionaries(NAMES, st.builds(FileRecord, bytes=COUNTS, blake3=NAMES), max_size=3),
 )
@@ -80,7 +81,7 @@ def test_round_trip(manifest: Manifest) -> None:
 
 def test_written_form_is_plain_json_with_format_and_version(synthetic: Synthetic) -> None:
     body = json.loads((synthetic.folder / "manifest.json").read_bytes())
-    assert (body["format"], body["format_version"]) == ("vitscope-index", 2)
+    assert (body["format"], body["format_version"]) == ("vitscope-index", 3)
     assert body["layers"][0]["tokens"] == {
         "prefix": ["cls", "reg", "reg"],
         "height": 3,
@@ -107,7 +108,7 @@ def test_another_format_is_refused(synthetic: Synthetic, format_: Any) -> None:
         Manifest.from_json(json.dumps(body).encode())
 
 
-@pytest.mark.parametrize("version", [0, 3, "1", None, True, 2.0])
+@pytest.mark.parametrize("version", [0, 4, "1", None, True, 2.0])
 def test_another_version_is_refused(synthetic: Synthetic, version: Any) -> None:
     body = json.loads(synthetic.manifest.to_json()) | {"format_version": version}
     with pytest.raises(UnsupportedFormatError, match="version"):
@@ -115,10 +116,10 @@ def test_another_version_is_refused(synthetic: Synthetic, version: Any) -> None:
 
 
 def test_a_later_version_is_refused_even_where_its_fields_are_unknown() -> None:
-    body = {"format": "vitscope-index", "format_version": 3, "something": "new"}
+    body = {"format": "vitscope-index", "format_version": 4, "something": "new"}
     with pytest.raises(
         UnsupportedFormatError,
-        match=r"version 3; .* version 1 and 2",
+        match=r"version 4; .* versions 1, 2 and 3",
     ):
         Manifest.from_json(json.dumps(body).encode())
 
@@ -136,6 +137,15 @@ def test_version_1_knew_only_patches_that_cover_the_input_evenly() -> None:
         broken["layers"][0]["tokens"][field] = value
         with pytest.raises(DamagedIndexError):
             Manifest.from_json(json.dumps(broken).encode())
+
+
+def test_versions_before_3_had_no_search_among_patches() -> None:
+    for version in (1, 2):
+        folder = make_golden.DATA / f"golden-v{version}" / "index" / "generations"
+        [path] = folder.glob("*/manifest.json")
+        manifest = Manifest.from_json(path.read_bytes())
+        assert manifest.patch_recall_at_10 == {}
+        assert [layer.patch_search for layer in manifest.layers] == [False, False]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -16.0, 10**400, "16", None])

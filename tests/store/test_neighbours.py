@@ -6,7 +6,9 @@ import math
 import resource
 import signal
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -18,17 +20,32 @@ from hypothesis.extra import numpy as hnp
 from synthetic import Synthetic
 
 from vitscope.store import neighbours
-from vitscope.store.errors import DamagedIndexError, NotKeptError
+from vitscope.store.errors import DamagedIndexError
 from vitscope.store.generation import open_generation
+from vitscope.store.vectors import ImageVectors, normalise
 
-TOLERANCE = 1e-5
-"""Float32 sums over at most 24 channels."""
+Found = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
+
+TOLERANCE = 1e-6
+"""Float32 is what a similarity is rounded to, once."""
 
 
 def cosine(left: npt.NDArray[np.floating], right: npt.NDArray[np.floating]) -> float:
     a, b = [float(x) for x in left], [float(x) for x in right]
     length = math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(x * x for x in b))
     return sum(x * y for x, y in zip(a, b, strict=True)) / length if length else 0.0
+
+
+def finder(synthetic: Synthetic, layer: str) -> Callable[[int, int], Found]:
+    """Finds the nearest of a row, as the server does."""
+    generation = open_generation(synthetic.path)
+    index, vectors = generation.neighbours(layer), generation.image_vectors(layer)
+
+    def near_to(row: int, k: int) -> Found:
+        query = generation.image_scores(layer, "mean", row).astype(np.float64)
+        return neighbours.nearest(index, vectors, query, k, range(row, row + 1))
+
+    return near_to
 
 
 def check(found: npt.NDArray[np.int64], near: npt.NDArray[np.float32], truth: list[float]) -> None:
@@ -47,53 +64,65 @@ def check(found: npt.NDArray[np.int64], near: npt.NDArray[np.float32], truth: li
 
 @pytest.mark.parametrize("layer", ["blocks.0.mlp", "stages.1.blocks.0.mlp", "blocks.1.mlp"])
 def test_nearest_of_every_row(synthetic: Synthetic, layer: str) -> None:
-    index = open_generation(synthetic.path).neighbours(layer)
+    near_to = finder(synthetic, layer)
     for row in np.flatnonzero(synthetic.valid).tolist():
         truth = np.where(synthetic.valid, synthetic.cosines(layer, row), -2.0)
         truth[row] = -2
         for k in (1, 7, 64):
-            found, near = index.nearest(row, k)
+            found, near = near_to(row, k)
             assert (len(found), found.dtype.name, near.dtype.name) == (k, "int64", "float32")
             check(found, near, truth.tolist())
 
 
 @pytest.mark.parametrize("layer", ["blocks.0.mlp", "stages.1.blocks.0.mlp", "blocks.1.mlp"])
 def test_fewer_neighbours_are_the_first_of_more(synthetic: Synthetic, layer: str) -> None:
-    index = open_generation(synthetic.path).neighbours(layer)
+    near_to = finder(synthetic, layer)
     for row in np.flatnonzero(synthetic.valid)[::8].tolist():
-        everyone = index.nearest(row, 64)[0].tolist()
+        everyone = near_to(row, 64)[0].tolist()
         for k in range(1, 64):
-            assert index.nearest(row, k)[0].tolist() == everyone[:k], (row, k)
+            assert near_to(row, k)[0].tolist() == everyone[:k], (row, k)
 
 
 def test_copies_of_a_picture_come_by_their_rows(synthetic: Synthetic) -> None:
     copies = [3, 9, 40, 41, 66]
     for layer in synthetic.layers:
-        index = open_generation(synthetic.path).neighbours(layer)
+        near_to = finder(synthetic, layer)
         for row in (1, 3, 8, 12, 41, 64):
             for k in range(1, 64, 2):
-                among = [found for found in index.nearest(row, k)[0].tolist() if found in copies]
+                among = [found for found in near_to(row, k)[0].tolist() if found in copies]
                 assert among == [copy for copy in copies if copy != row][: len(among)]
 
 
 def test_a_picture_without_activity_is_near_to_all_alike(synthetic: Synthetic) -> None:
-    found, near = open_generation(synthetic.path).neighbours("blocks.0.mlp").nearest(12, 5)
+    found, near = finder(synthetic, "blocks.0.mlp")(12, 5)
     assert found.tolist() == [1, 2, 3, 4, 5]
     assert near.tolist() == [0] * 5
 
 
-@pytest.mark.parametrize("row", [0, 17, 31, 32, 69, 70, -1])
-def test_a_row_without_activations_has_no_neighbours(synthetic: Synthetic, row: int) -> None:
-    with pytest.raises(NotKeptError, match=f"Row {row} "):
-        open_generation(synthetic.path).neighbours("blocks.0.mlp").nearest(row, 3)
+class Held:
+    """An array in memory, read as one on the disk is."""
+
+    def __init__(self, values: npt.NDArray[Any]) -> None:
+        self.values = values
+        self.shape = values.shape
+
+    def read(self, *index: Any) -> npt.NDArray[Any]:
+        return self.values[index]
 
 
-def built(blocks: list[tuple[npt.NDArray[np.float16], npt.NDArray[np.int64]]]) -> bytes:
-    """The file that `build` writes of `blocks`."""
+def held(vectors: npt.NDArray[np.float16], ids: npt.NDArray[np.int64]) -> ImageVectors:
+    """The set of `vectors` (M, C) at rows `ids` (M,) of a larger array of NaN."""
+    rows = int(ids.max(initial=-1)) + 2
+    scores = np.full((rows, vectors.shape[1]), np.nan, np.float16)
+    scores[ids] = vectors
+    return ImageVectors(Held(scores), ids)
+
+
+def built(vectors: ImageVectors) -> bytes:
+    """The file that `build` writes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "layer.faiss"
-        count = sum(len(rows) for _, rows in blocks)
-        neighbours.build(path, blocks[0][0].shape[1], count, blocks)
+        assert neighbours.build(path, vectors) == 1
         assert [each.name for each in path.parent.iterdir()] == [path.name]
         return path.read_bytes()
 
@@ -114,8 +143,11 @@ def test_nearest_of_small_random_sets(
     ids = np.array(sorted(draw.draw(st.permutations(range(count + 5)))[:count]), np.int64)
     place = draw.draw(st.integers(0, count - 1))
     k = draw.draw(st.integers(1, count - 1))
-    index = neighbours.load(built([(vectors, ids)]))
-    found, near = index.nearest(int(ids[place]), k)
+    kept, own = held(vectors, ids), int(ids[place])
+    index, query = neighbours.load(built(kept)), vectors[place].astype(np.float64)
+    found, near = neighbours.nearest(index, kept, query, k, range(own, own + 1))
+    scanned = neighbours.scan(kept, query, k, range(own, own + 1))
+    assert (found.tolist(), near.tolist()) == (scanned[0].tolist(), scanned[1].tolist())
     truth = [-2.0] * (count + 5)
     for other, row in enumerate(ids.tolist()):
         if other != place:
@@ -133,7 +165,7 @@ def test_nearest_of_small_random_sets(
 )
 def test_normalised_vectors_have_length_one_or_zero(vectors: npt.NDArray[np.float16]) -> None:
     before = vectors.copy()
-    scaled = neighbours.normalise(vectors)
+    scaled = normalise(vectors)
     assert scaled.dtype == np.float32
     assert np.array_equal(vectors, before)
     for vector, unit in zip(vectors.astype(float), scaled.astype(float), strict=True):
@@ -149,17 +181,15 @@ def test_what_faiss_cannot_read_is_damage(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 300])
-def test_the_file_is_that_of_one_index_made_at_once(count: int) -> None:
+def test_the_file_is_that_of_one_index_made_at_once(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitscope.store.vectors._ROWS_AT_ONCE", 64)
     vectors = np.random.default_rng(5).normal(size=(count, 7)).astype(np.float16)
     rows = 3 * np.arange(count, dtype=np.int64)
     whole = faiss.IndexIDMap2(faiss.IndexFlatIP(7))
-    whole.add_with_ids(neighbours.normalise(vectors), rows)
-    for size in (1, 64, 300):
-        cuts = range(0, max(count, 1), size)
-        blocks = [(vectors[start : start + size], rows[start : start + size]) for start in cuts]
-        # A unit in which no image is valid has none to give.
-        blocks.insert(1, (vectors[:0], rows[:0]))
-        assert built(blocks) == faiss.serialize_index(whole).tobytes()
+    whole.add_with_ids(normalise(vectors), rows)
+    assert built(held(vectors, rows)) == faiss.serialize_index(whole).tobytes()
 
 
 def test_a_disk_that_refuses_the_file_is_said_and_leaves_none(tmp_path: Path) -> None:
@@ -169,7 +199,7 @@ def test_a_disk_that_refuses_the_file_is_said_and_leaves_none(tmp_path: Path) ->
     resource.setrlimit(resource.RLIMIT_FSIZE, (50, limit[1]))
     try:
         with pytest.raises(OSError, match="File too large"):
-            neighbours.build(tmp_path / "layer.faiss", 7, 4, [(vectors, np.arange(4))])
+            neighbours.build(tmp_path / "layer.faiss", held(vectors, np.arange(4)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, handler)

@@ -13,6 +13,7 @@ from vitscope.client.filters import ImageFilter
 from vitscope.client.results import (
     ChannelBoxScores,
     ChannelStatistics,
+    Directions,
     Image,
     Index,
     PatchMap,
@@ -21,8 +22,10 @@ from vitscope.client.results import (
     Scores,
     SimilarChannels,
     SimilarImages,
+    SimilarPatches,
     TopChannels,
     TopImages,
+    TopImagesAlong,
     TopImagesByBox,
     TopPatches,
 )
@@ -372,6 +375,7 @@ class Client:
         row: SupportsIndex,
         *,
         k: SupportsIndex | None = None,
+        exact: bool = False,
         index: str = "",
     ) -> SimilarImages:
         """The `k` images nearest to image `row` in a layer's activation space.
@@ -380,12 +384,75 @@ class Client:
         if not near.exact:
             print(f"finds {near.recall_at_10:.0%} of the true neighbours")
 
-        Without `k` the server gives 20 images, or all if there are fewer.
+        Without `k` the server gives 20 images, or all if there are fewer. `exact` holds the image
+        against every other one, however long that takes.
         """
-        request = requests.similar_images_request(index, layer, row, k)
+        request = requests.similar_images_request(index, layer, row, k, exact)
         with rpc_errors(self._address):
             reply = self._stub.SimilarImages(request, timeout=self._timeout)
         return convert.similar_images(reply, layer, row)
+
+    def similar_patches(
+        self,
+        layer: str,
+        row: SupportsIndex,
+        patch: tuple[SupportsIndex, SupportsIndex],
+        *,
+        k: SupportsIndex | None = None,
+        other_images: bool = False,
+        exact: bool = False,
+        index: str = "",
+    ) -> SimilarPatches:
+        """The `k` patches of all images nearest to a `patch` (y, x) of image `row`.
+
+        for near in client.similar_patches("blocks.11.mlp", 12, (3, 4), other_images=True).patches:
+            print(near.row, near.source, near.score)
+
+        By cosine of their activations in the layer. `other_images` leaves out those of the same
+        image; `exact` holds the patch against every other one, however long that takes. Raises
+        `NotKeptError` for a layer that was not indexed with `--retain-all`.
+        """
+        request = requests.similar_patches_request(index, layer, row, patch, k, other_images, exact)
+        with rpc_errors(self._address):
+            reply = self._stub.SimilarPatches(request, timeout=self._timeout)
+        return convert.similar_patches(reply, layer, row, patch)
+
+    def top_images_along(
+        self,
+        layer: str,
+        direction: requests.Direction,
+        *,
+        measure: str = "projection",
+        pooling: str = "mean",
+        k: SupportsIndex | None = None,
+        where: ImageFilter | None = None,
+        exact: bool = False,
+        index: str = "",
+    ) -> TopImagesAlong:
+        """The `k` images that lie farthest along a direction in a layer's activation space.
+
+        client.top_images_along("blocks.11.mlp", {7: 1.0, 9: -0.5})
+        client.top_images_along("blocks.11.mlp", probe.coef_[0], measure="cosine")
+        client.top_images_along("blocks.11.mlp", "sae/12")  # as `directions` lists it
+
+        `direction` has weights by channel, a weight for every channel (C,), or a name; weights go
+        as float32. `measure` 'projection' is the weighted sum of the scores by `pooling`, always
+        exact; 'cosine' that of the angle to the mean-pooled activations, exact with a filter
+        `where` or with `exact`.
+        """
+        request = requests.top_images_along_request(
+            index, layer, direction, measure, pooling, k, where, exact
+        )
+        with rpc_errors(self._address):
+            reply = self._stub.TopImagesAlongDirection(request, timeout=self._timeout)
+        return convert.top_images_along(reply, layer, measure, pooling)
+
+    def directions(self, layer: str = "", *, index: str = "") -> Directions:
+        """The directions that the server has beside an index, of a layer or of all."""
+        request = requests.directions_request(index, layer)
+        with rpc_errors(self._address):
+            reply = self._stub.ListDirections(request, timeout=self._timeout)
+        return convert.directions(reply)
 
     def scores(
         self,

@@ -140,16 +140,21 @@ def top_patches(
     message: query_pb2.TopPatchesResponse, layer: str, channel: SupportsIndex
 ) -> results.TopPatches:
     """The reply joined with the question, which it does not repeat."""
-    height, width = (
-        1 + max((getattr(p, axis) for p in message.patches), default=0) for axis in "yx"
-    )
     return results.TopPatches(
         generation=message.generation,
         layer=layer,
         channel=operator.index(channel),
         patches=tuple(map(scored_patch, message.patches)),
-        grid=patch_grid(message.grid, height, width),
+        grid=_grid_of(message.grid, message.patches),
     )
+
+
+def _grid_of(
+    grid: query_pb2.PatchGrid, patches: Iterable[query_pb2.ScoredPatch]
+) -> results.PatchGrid:
+    """A grid that has these patches at least."""
+    height, width = (1 + max((getattr(p, axis) for p in patches), default=0) for axis in "yx")
+    return patch_grid(grid, height, width)
 
 
 def scored_patch(message: query_pb2.ScoredPatch) -> results.ScoredPatch:
@@ -243,6 +248,48 @@ def similar_images(
         exact=message.exact,
         recall_at_10=message.recall_at_10,
     )
+
+
+def similar_patches(
+    message: query_pb2.SimilarPatchesResponse,
+    layer: str,
+    row: SupportsIndex,
+    patch: tuple[SupportsIndex, SupportsIndex],
+) -> results.SimilarPatches:
+    """The reply joined with the question, which it does not repeat."""
+    return results.SimilarPatches(
+        generation=message.generation,
+        layer=layer,
+        row=operator.index(row),
+        patch=(operator.index(patch[0]), operator.index(patch[1])),
+        patches=tuple(map(scored_patch, message.patches)),
+        grid=_grid_of(message.grid, message.patches),
+        exact=message.exact,
+        recall_at_10=message.recall_at_10,
+    )
+
+
+def top_images_along(
+    message: query_pb2.TopImagesAlongDirectionResponse, layer: str, measure: str, pooling: str
+) -> results.TopImagesAlong:
+    """The reply joined with the question, which it does not repeat."""
+    return results.TopImagesAlong(
+        generation=message.generation,
+        layer=layer,
+        measure=measure,
+        pooling=pooling,
+        images=tuple(map(scored_image, message.images)),
+        candidates=message.candidates,
+        exact=message.exact,
+        recall_at_10=message.recall_at_10,
+    )
+
+
+def directions(message: query_pb2.ListDirectionsResponse) -> results.Directions:
+    found = [
+        results.NamedDirections(each.layer, each.name, each.count) for each in message.directions
+    ]
+    return results.Directions(message.generation, tuple(found))
 
 
 def scored_image(message: query_pb2.ScoredImage) -> results.ScoredImage:

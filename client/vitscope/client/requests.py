@@ -1,9 +1,12 @@
 """From arguments to requests: what a field on the wire cannot carry is found here."""
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, SupportsIndex
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vitscope.client.errors import UsageError
 from vitscope.client.filters import ImageFilter
@@ -25,8 +28,15 @@ ENCODINGS = {
     "uint8": query_pb2.MAP_ENCODING_UINT8,
 }
 
+DIRECTION_MEASURES = {
+    "projection": query_pb2.DIRECTION_MEASURE_PROJECTION,
+    "cosine": query_pb2.DIRECTION_MEASURE_COSINE,
+}
+
 Selector = tuple[str, SupportsIndex, SupportsIndex]
 """(layer, channel, row)"""
+Direction = Mapping[int, float] | NDArray[Any] | str
+"""Weights by channel, a weight for every channel (C,), or the name of one that the server has."""
 
 
 def pooling_value(name: str) -> index_pb2.Pooling.ValueType:
@@ -89,14 +99,18 @@ class Part:
         if len(given) > 1:
             raise UsageError(f"Only one of {' and '.join(given)} can be asked about at a time.")
         if self.patch is not None:
-            y, x = (_whole("patch", each, bits=32) for each in _parts("patch", self.patch, "y, x"))
-            return {"patch": query_pb2.PatchPlace(y=y, x=x)}
+            return {"patch": _place(self.patch)}
         if self.rectangle is not None:
             x0, y0, x1, y1 = _numbers("rectangle", self.rectangle, "x0, y0, x1, y1")
             return {"rectangle": query_pb2.Rectangle(x0=x0, y0=y0, x1=x1, y1=y1)}
         if self.box is not None:
             return {"box": _whole("box", self.box, bits=32)}
         return {"pooling": pooling_value("mean" if self.pooling is None else self.pooling)}
+
+
+def _place(patch: tuple[SupportsIndex, SupportsIndex]) -> query_pb2.PatchPlace:
+    y, x = (_whole("patch", each, bits=32) for each in _parts("patch", patch, "y, x"))
+    return query_pb2.PatchPlace(y=y, x=x)
 
 
 def _band(band: tuple[float, float]) -> query_pb2.QuantileBand:
@@ -284,13 +298,90 @@ def _encoding(name: str) -> query_pb2.MapEncoding.ValueType:
 
 
 def similar_images_request(
-    index: str, layer: str, row: SupportsIndex, k: SupportsIndex | None
+    index: str, layer: str, row: SupportsIndex, k: SupportsIndex | None, exact: bool = False
 ) -> query_pb2.SimilarImagesRequest:
     return query_pb2.SimilarImagesRequest(
         index=_text("index", index),
         layer=_text("layer", layer),
         row=_whole("row", row, bits=64),
         k=_count(k),
+        exact=exact,
+    )
+
+
+def similar_patches_request(
+    index: str,
+    layer: str,
+    row: SupportsIndex,
+    patch: tuple[SupportsIndex, SupportsIndex],
+    k: SupportsIndex | None,
+    other_images: bool,
+    exact: bool,
+) -> query_pb2.SimilarPatchesRequest:
+    return query_pb2.SimilarPatchesRequest(
+        index=_text("index", index),
+        layer=_text("layer", layer),
+        row=_whole("row", row, bits=64),
+        patch=_place(patch),
+        k=_count(k),
+        other_images=other_images,
+        exact=exact,
+    )
+
+
+def directions_request(index: str, layer: str) -> query_pb2.ListDirectionsRequest:
+    return query_pb2.ListDirectionsRequest(index=_text("index", index), layer=_text("layer", layer))
+
+
+def _direction(direction: Direction) -> query_pb2.Direction:
+    """The direction as a request carries it: weights as float32."""
+    if isinstance(direction, str):
+        return query_pb2.Direction(name=_text("direction", direction))
+    if isinstance(direction, Mapping):
+        weights = query_pb2.ChannelWeights(
+            channels=[_whole("channel", channel, bits=32) for channel in direction],
+            weights=_floats(list(direction.values())).tolist(),
+        )
+        return query_pb2.Direction(weights=weights)
+    vector = _floats(direction)
+    if vector.ndim != 1:
+        raise UsageError(
+            f"A direction has one axis, the layer's channels; this one has {vector.ndim}."
+        )
+    return query_pb2.Direction(vector=vector.astype("<f4").tobytes())
+
+
+def _floats(weights: Any) -> NDArray[np.float32]:
+    try:
+        with np.errstate(over="ignore"):
+            return np.asarray(weights, np.float32)
+    except (TypeError, ValueError):
+        raise UsageError("The weights of a direction are numbers.") from None
+
+
+def top_images_along_request(
+    index: str,
+    layer: str,
+    direction: Direction,
+    measure: str,
+    pooling: str,
+    k: SupportsIndex | None,
+    where: ImageFilter | None,
+    exact: bool,
+) -> query_pb2.TopImagesAlongDirectionRequest:
+    if measure not in DIRECTION_MEASURES:
+        raise UsageError(
+            f"Measure {measure!r} is not known; choose {' or '.join(DIRECTION_MEASURES)}."
+        )
+    return query_pb2.TopImagesAlongDirectionRequest(
+        index=_text("index", index),
+        layer=_text("layer", layer),
+        direction=_direction(direction),
+        measure=DIRECTION_MEASURES[measure],
+        pooling=pooling_value(pooling),
+        k=_count(k),
+        filter=image_filter(where),
+        exact=exact,
     )
 
 

@@ -207,7 +207,7 @@ class ScoredPatch:
     x: int
     """From the left."""
     score: float
-    """The stored float16 activation."""
+    """The stored float16 activation; among similar patches a cosine."""
     source: tuple[float, float, float, float] | None
     """What the patch covers of the source picture: x0, y0, x1, y1 in pixels of it. None where the
     index does not tell, as old ones do not."""
@@ -274,6 +274,66 @@ class SimilarImages:
     """False where the search may have missed neighbours."""
     recall_at_10: float
     """Share of the true ten nearest that the search finds, measured when the index was built."""
+
+
+@dataclass(frozen=True, slots=True)
+class SimilarPatches:
+    """The patches nearest to one patch in a layer's activation space."""
+
+    generation: str
+    layer: str
+    row: int
+    """The image whose patch was asked about."""
+    patch: tuple[int, int]
+    """Its place (y, x) in the layer's grid; it is not among those below."""
+    patches: tuple[ScoredPatch, ...]
+    """Higher cosine of the activations first, then lower row, then by place."""
+    grid: PatchGrid
+    """Where the layer's patches lie in the model's input."""
+    exact: bool
+    """False where the search may have missed neighbours."""
+    recall_at_10: float
+    """Share of the true ten nearest that the search finds, measured when the index was built."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopImagesAlong:
+    """The images that lie farthest along a direction in a layer's activation space."""
+
+    generation: str
+    layer: str
+    measure: str
+    """'projection' or 'cosine'."""
+    pooling: str
+    """Whose scores were projected."""
+    images: tuple[ScoredImage, ...]
+    """Higher measure first, then lower row."""
+    candidates: int
+    """How many images the filter let through."""
+    exact: bool
+    """False where the search may have missed images."""
+    recall_at_10: float
+    """As in `SimilarImages`."""
+
+
+@dataclass(frozen=True, slots=True)
+class NamedDirections:
+    """Directions that lie beside an index under one name."""
+
+    layer: str
+    name: str
+    """One direction is called so; of several, number i is called `name/i`."""
+    count: int
+    """0 where it is one direction, else how many there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Directions:
+    """All directions that lie beside an index."""
+
+    generation: str
+    directions: tuple[NamedDirections, ...]
+    """By depth of the layer, then by name."""
 
 
 @dataclass(frozen=True, slots=True)

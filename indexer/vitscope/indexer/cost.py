@@ -19,7 +19,7 @@ class Cost:
     """An image, with retention `top`: scores in both directions, and the vectors of its
     neighbours."""
     image_all: int
-    """What retention `all` adds for an image."""
+    """What retention `all` adds for an image, without a search among patches."""
     once: int
     """Whatever the number of images: top images with their maps, and correlations."""
 

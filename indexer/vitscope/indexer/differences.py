@@ -58,6 +58,7 @@ FIELDS: Mapping[str, Field] = {
     "layers.top_k": Field("--top-k"),
     "layers.poolings": Field("--poolings", after=_MODEL),
     "layers.dense": Field("--retain-all"),
+    "layers.patch_search": Field("--patch-search for", after=("layers.dense",)),
     "layers.dense_prefix": Field("--retain-prefix", after=("layers.dense",)),
     "batch_size": Field("--batch-size"),
     "unit_rows": Field("--unit-rows"),
@@ -114,7 +115,7 @@ def _flat(plan: dict[str, Any]) -> dict[str, Any]:
     """The fields of a plan by path, with what follows from options as the options have it."""
     flat = _by_path(plan)
     names = flat.get("layers.name", [])
-    for key in ("layers.dense", "layers.dense_prefix"):
+    for key in ("layers.dense", "layers.dense_prefix", "layers.patch_search"):
         kept = [name for name, chosen in zip(names, flat.get(key, []), strict=False) if chosen]
         flat[key] = ["all"] if kept == names else kept
     # One option for all layers, however many there are; not all may have a class token.

@@ -24,6 +24,7 @@ from vitscope.indexer.refusals import telling
 from vitscope.indexer.unit import Worker
 from vitscope.indexer.work import Work
 from vitscope.indexer.writing import BYTES_WAITING
+from vitscope.store.approximate import vector_bytes
 from vitscope.store.manifest import LayerRecord
 from vitscope.store.progress import Progress
 
@@ -84,8 +85,8 @@ def estimate(options: Options) -> Estimate:
         images=rows,
         units=len(job.plan.units),
         probed=probed,
-        bytes_image=sum(_cost(layer)[0] for layer in kept) + pictures // probed,
-        bytes_once=sum(_cost(layer)[1] for layer in kept),
+        bytes_image=sum(_cost(layer, rows)[0] for layer in kept) + pictures // probed,
+        bytes_once=sum(_cost(layer, rows)[1] for layer in kept),
         memory=_peak_memory() + _held_bytes(kept, unit, on_cpu=job.device == "cpu"),
         device_memory=_device_memory(job.device),
         seconds=seconds,
@@ -146,12 +147,16 @@ def _whole(rows: int, probed: int, first: float, again: float, top_k: int) -> fl
     return rows * min(first, again) / probed + entering * entrants(rows)
 
 
-def _cost(layer: LayerRecord) -> tuple[int, int]:
-    """Bytes of a layer for an image, and whatever the number of images."""
+def _cost(layer: LayerRecord, rows: int) -> tuple[int, int]:
+    """Bytes of a layer for one of so many images, and whatever their number."""
     tokens = layer.tokens
     cost = layer_cost(layer.channels, tokens, len(layer.poolings), layer.top_k)
     prefix = layer.channels * len(tokens.prefix) * 2 * layer.dense_prefix
-    return cost.image + (cost.image_all if layer.dense else prefix), cost.once
+    patches = tokens.height * tokens.width
+    search = patches * vector_bytes(rows * patches, layer.channels) * layer.patch_search
+    # What is counted for an image is a vector of a flat index.
+    search += vector_bytes(rows, layer.channels) - vector_bytes(1, layer.channels)
+    return cost.image + search + (cost.image_all if layer.dense else prefix), cost.once
 
 
 def _held_bytes(layers: Sequence[LayerRecord], rows: int, *, on_cpu: bool) -> int:

@@ -154,6 +154,7 @@ def _layers(
             dense=layer.name in dense,
             # All activations have them among them.
             dense_prefix=layer.name in prefix - dense and bool(layer.tokens.prefix),
+            patch_search=layer.name in dense and options.patch_search,
         )
         for depth, layer in enumerate(layers)
     )

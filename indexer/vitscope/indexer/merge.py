@@ -21,6 +21,7 @@ from vitscope.store.ranking import sortable
 from vitscope.store.rows import RowRecord, ThumbnailWriter, write_rows
 from vitscope.store.seals import Seal
 from vitscope.store.statistics import write_correlation, write_statistics
+from vitscope.store.vectors import ImageVectors, PatchVectors
 
 _KEYS_AT_ONCE = 4_000_000
 """Candidates ranked together; the fold over units keeps memory flat."""
@@ -41,10 +42,12 @@ def merge(work: Work, base: Base | None, taken_over: Mapping[str, Seal]) -> str:
             _merge_top(work, base, layer, pooling)
         progress.advance(1)
     valid = _merge_rows(work, base)
-    recall = {}
+    recall, patch_recall = {}, {}
     for layer in plan.layers:
         _add_statistics(work, layer, valid)
         recall[layer.name] = _build_neighbours(work, layer, valid)
+        if layer.patch_search:
+            patch_recall[layer.name] = _build_patch_neighbours(work, layer, valid)
         progress.advance(1)
     progress.finish()
     before = base.generation.manifest.saturated if base else 0
@@ -60,6 +63,7 @@ def merge(work: Work, base: Base | None, taken_over: Mapping[str, Seal]) -> str:
         saturated=before + sum(work.saturated(unit) for unit in plan.units),
         thumbnail_size=plan.thumbnail_size,
         recall_at_10=recall,
+        patch_recall_at_10=patch_recall,
         written_by=f"vitscope {version('vitscope')}",
     )
     return publish(work.index, work.staged, manifest, {**taken_over, **work.seals()})
@@ -173,20 +177,17 @@ def _add_statistics(work: Work, layer: LayerRecord, valid: npt.NDArray[np.int64]
 
 
 def _build_neighbours(work: Work, layer: LayerRecord, valid: npt.NDArray[np.int64]) -> float:
-    """Write the layer's FAISS index; gives its recall at 10, which is 1 for a flat index."""
-    path = work.staged / layout.faiss_file(layer.name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    neighbours.build(path, layer.channels, len(valid), _vectors(work, layer, valid))
-    return 1.0
-
-
-def _vectors(
-    work: Work, layer: LayerRecord, valid: npt.NDArray[np.int64]
-) -> Iterator[neighbours.Block]:
-    """Mean-pooled scores (M, C) and rows (M,) of the valid images of one unit after the other."""
+    """Write the FAISS index of a layer's images; gives its recall at 10."""
     group = layout.layer_path(work.staged, layer.name)
     scores = open_array(group / layout.row_scores_name("mean"))
-    for block in _blocks(work.plan.rows, work.plan.unit_rows):
-        first, last = np.searchsorted(valid, (block.start, block.stop))
-        rows = valid[first:last]
-        yield scores.read(slice(block.start, block.stop))[rows - block.start], rows
+    path = work.staged / layout.faiss_file(layer.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return neighbours.build(path, ImageVectors(scores, valid))
+
+
+def _build_patch_neighbours(work: Work, layer: LayerRecord, valid: npt.NDArray[np.int64]) -> float:
+    """Write that of its patches; gives its recall at 10."""
+    group = layout.layer_path(work.staged, layer.name)
+    activations = open_array(group / layout.ACTIVATIONS)
+    path = work.staged / layout.patches_faiss_file(layer.name)
+    return neighbours.build(path, PatchVectors(activations, layer.tokens, valid))

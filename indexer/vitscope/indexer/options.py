@@ -38,6 +38,8 @@ class Options:
     """Which poolings to keep, `mean` among them; empty for all that a layer can have."""
     retain_all: tuple[str, ...] = ()
     """Layers of which all activations are kept; `all` means every layer."""
+    patch_search: bool = True
+    """Make FAISS indexes of the patches of these layers."""
     retain_prefix: tuple[str, ...] = ()
     """Layers of which the prefix tokens' activations are kept; `all` means every layer."""
     batch_size: int | None = None

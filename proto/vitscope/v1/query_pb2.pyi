@@ -1057,7 +1057,9 @@ class TopImagesAlongDirectionResponse(_message.Message):
     recall_at_10: _builtins.float
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoredImage]:
-        """Higher measure first, then lower row."""
+        """Higher measure first, then lower row. Measures are computed in float64 and ranked as the float32
+        that they are given as, so that images of equal scores come by their rows.
+        """
 
     def __init__(
         self,

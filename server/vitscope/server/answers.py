@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vitscope.server import convert
-from vitscope.server.queries import boxes, channels, images, maps, patches, scores
+from vitscope.server.queries import (
+    boxes,
+    channels,
+    directions,
+    images,
+    maps,
+    patches,
+    scores,
+    similar,
+)
 from vitscope.store.generation import Generation
 from vitscope.store.manifest import Pooling
 from vitscope.v1 import query_pb2 as pb
@@ -57,7 +66,11 @@ def top_patches(generation: Generation, request: pb.TopPatchesRequest) -> pb.Top
         convert.k_from(request),
         convert.filter_from(request.filter),
     )
-    return convert.patches_to(generation, found)
+    return pb.TopPatchesResponse(
+        generation=generation.name,
+        patches=convert.patches_to(generation, found),
+        grid=convert.grid_to(generation, found.layer),
+    )
 
 
 def top_channels(generation: Generation, request: pb.TopChannelsRequest) -> pb.TopChannelsResponse:
@@ -143,15 +156,64 @@ def similar_images(
     generation: Generation, request: pb.SimilarImagesRequest
 ) -> pb.SimilarImagesResponse:
     """The images nearest to an image."""
-    ranking, recall = images.similar_images(
-        generation, request.layer, request.row, convert.k_from(request)
+    near = images.similar_images(
+        generation, request.layer, request.row, convert.k_from(request), exact=request.exact
     )
     return pb.SimilarImagesResponse(
         generation=generation.name,
-        images=convert.ranking_to(generation, ranking),
-        exact=recall == 1.0,
-        recall_at_10=recall,
+        images=convert.ranking_to(generation, near.ranking),
+        exact=near.exact,
+        recall_at_10=near.recall,
     )
+
+
+def similar_patches(
+    generation: Generation, request: pb.SimilarPatchesRequest
+) -> pb.SimilarPatchesResponse:
+    """The patches nearest to a patch."""
+    place = channels.Patch(request.patch.y, request.patch.x) if request.HasField("patch") else None
+    near = similar.similar_patches(
+        generation,
+        request.layer,
+        request.row,
+        place,
+        convert.k_from(request),
+        other_images=request.other_images,
+        exact=request.exact,
+    )
+    return pb.SimilarPatchesResponse(
+        generation=generation.name,
+        patches=convert.patches_to(generation, near.patches),
+        grid=convert.grid_to(generation, near.patches.layer),
+        exact=near.exact,
+        recall_at_10=near.recall,
+    )
+
+
+def top_images_along(
+    generation: Generation, request: pb.TopImagesAlongDirectionRequest
+) -> pb.TopImagesAlongDirectionResponse:
+    """The images that lie farthest along a direction."""
+    direction, question = convert.direction_from(request.direction), convert.along_from(request)
+    along = directions.top_images_along(generation, request.layer, direction, question)
+    return pb.TopImagesAlongDirectionResponse(
+        generation=generation.name,
+        images=convert.ranking_to(generation, along.near.ranking),
+        candidates=along.candidates,
+        exact=along.near.exact,
+        recall_at_10=along.near.recall,
+    )
+
+
+def named_directions(
+    generation: Generation, request: pb.ListDirectionsRequest
+) -> pb.ListDirectionsResponse:
+    """The directions that lie beside the index."""
+    found = directions.named_directions(generation, request.layer)
+    named = [
+        pb.NamedDirections(layer=each.layer, name=each.name, count=each.count) for each in found
+    ]
+    return pb.ListDirectionsResponse(generation=generation.name, directions=named)
 
 
 def images_of(

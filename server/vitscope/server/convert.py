@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from vitscope.server.errors import InvalidArgumentError
+from vitscope.server.queries import directions
 from vitscope.server.queries.boxes import Measure, RankedByBox, Scores
 from vitscope.server.queries.channels import BoxNumber, Channels, Patch, Statistics, Where
+from vitscope.server.queries.directions import Direction, Named, Vector, Weights
 from vitscope.server.queries.filters import ImageFilter
 from vitscope.server.queries.images import Order, Question, Ranking, TopImages
 from vitscope.server.queries.maps import Maps, as_bytes
@@ -41,6 +43,11 @@ _BOX_MEASURES: Mapping[int, Measure] = {
     query_pb2.BOX_MEASURE_INSIDE: "inside",
     query_pb2.BOX_MEASURE_AUC: "auc",
 }
+_DIRECTION_MEASURES: Mapping[int, directions.Measure] = {
+    query_pb2.DIRECTION_MEASURE_UNSPECIFIED: "projection",
+    query_pb2.DIRECTION_MEASURE_PROJECTION: "projection",
+    query_pb2.DIRECTION_MEASURE_COSINE: "cosine",
+}
 _MESSAGE_BYTES = 1 << 20
 
 _Counted = (
@@ -51,6 +58,8 @@ _Counted = (
     | query_pb2.TopChannelsRequest
     | query_pb2.SimilarImagesRequest
     | query_pb2.SimilarChannelsRequest
+    | query_pb2.SimilarPatchesRequest
+    | query_pb2.TopImagesAlongDirectionRequest
 )
 
 
@@ -102,6 +111,34 @@ def in_bytes_from(number: int) -> bool:
             f"encoding is {number}; it must be MAP_ENCODING_FLOAT16 or MAP_ENCODING_UINT8."
         )
     return known[number]
+
+
+def direction_from(message: query_pb2.Direction) -> Direction | None:
+    """A direction in a layer's activation space; None where none is given."""
+    match message.WhichOneof("direction"):
+        case "weights":
+            return Weights(message.weights.channels, message.weights.weights)
+        case "vector":
+            return Vector(message.vector)
+        case "name":
+            return Named(message.name)
+    return None
+
+
+def along_from(request: query_pb2.TopImagesAlongDirectionRequest) -> directions.Question:
+    """How a request wants images ranked along a direction."""
+    if request.measure not in _DIRECTION_MEASURES:
+        raise InvalidArgumentError(
+            f"measure is {request.measure}; it must be DIRECTION_MEASURE_PROJECTION or "
+            "DIRECTION_MEASURE_COSINE."
+        )
+    return directions.Question(
+        measure=_DIRECTION_MEASURES[request.measure],
+        pooling=pooling_from(request.pooling),
+        k=k_from(request),
+        asked=filter_from(request.filter),
+        exact=request.exact,
+    )
 
 
 def box_measure_from(number: int) -> Measure:
@@ -240,7 +277,7 @@ def statistics_to(
     )
 
 
-def patches_to(generation: Generation, patches: Patches) -> query_pb2.TopPatchesResponse:
+def patches_to(generation: Generation, patches: Patches) -> list[query_pb2.ScoredPatch]:
     """Ranked patches with the pixels that they cover."""
     table, size = generation.rows, generation.manifest.model.input_size
     views = {row: table.view(row) for row in set(patches.rows.tolist())}
@@ -262,9 +299,7 @@ def patches_to(generation: Generation, patches: Patches) -> query_pb2.TopPatches
                 source=None if source is None else _rectangle_to(source.tolist()),
             )
         )
-    return query_pb2.TopPatchesResponse(
-        generation=generation.name, patches=found, grid=_grid_to(generation, patches.layer)
-    )
+    return found
 
 
 def channels_to(channels: Channels) -> list[query_pb2.ScoredChannel]:
@@ -312,7 +347,7 @@ def maps_to(generation: Generation, maps: Maps, *, in_bytes: bool = False) -> qu
         channels=maps.channels,
         height=maps.values.shape[1],
         width=maps.values.shape[2],
-        grid=_grid_to(generation, generation.layer(maps.layer)),
+        grid=grid_to(generation, generation.layer(maps.layer)),
         encoding=query_pb2.MAP_ENCODING_FLOAT16,
         source=query_pb2.MAP_SOURCE_KEPT,
     )
@@ -327,7 +362,8 @@ def maps_to(generation: Generation, maps: Maps, *, in_bytes: bool = False) -> qu
     return message
 
 
-def _grid_to(generation: Generation, layer: LayerRecord) -> query_pb2.PatchGrid:
+def grid_to(generation: Generation, layer: LayerRecord) -> query_pb2.PatchGrid:
+    """Where the patches of a layer lie in the model's input."""
     height, width = generation.manifest.model.input_size
     tokens = layer.tokens
     return query_pb2.PatchGrid(

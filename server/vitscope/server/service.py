@@ -107,6 +107,24 @@ class ActivationService(service_pb2_grpc.ActivationServiceServicer):
         """The images nearest to an image."""
         return await self._answer(answers.similar_images, request)
 
+    async def SimilarPatches(  # noqa: N802
+        self, request: pb.SimilarPatchesRequest, context: Any
+    ) -> pb.SimilarPatchesResponse:
+        """The patches nearest to a patch."""
+        return await self._answer(answers.similar_patches, request)
+
+    async def TopImagesAlongDirection(  # noqa: N802
+        self, request: pb.TopImagesAlongDirectionRequest, context: Any
+    ) -> pb.TopImagesAlongDirectionResponse:
+        """The images that lie farthest along a direction."""
+        return await self._answer(answers.top_images_along, request)
+
+    async def ListDirections(  # noqa: N802
+        self, request: pb.ListDirectionsRequest, context: Any
+    ) -> pb.ListDirectionsResponse:
+        """The directions that lie beside an index."""
+        return await self._answer(answers.named_directions, request)
+
     async def GetImages(  # noqa: N802
         self, request: pb.GetImagesRequest, context: Any
     ) -> AsyncIterator[pb.GetImagesResponse]:

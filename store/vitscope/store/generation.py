@@ -26,6 +26,7 @@ from vitscope.store.rows import RowTable
 from vitscope.store.sealed import SealedArray
 from vitscope.store.seals import Checksums, Seal
 from vitscope.store.statistics import ScoreStatistics, read_statistics
+from vitscope.store.vectors import ImageVectors, PatchVectors
 
 _NAME = re.compile(r"\d{6}-[0-9a-f]{16}", re.ASCII)
 POINTER = re.compile(rb"(\d{6}-[0-9a-f]{16})\n")
@@ -209,13 +210,41 @@ class Generation:
         return self.rows.thumbnail(row) if self.manifest.thumbnail_size else b""
 
     def neighbours(self, layer: str) -> Neighbours:
-        """The layer's FAISS index, loaded once after its digest was checked."""
+        """The layer's FAISS index of images, loaded once after its digest was checked."""
+        return self._faiss(layout.faiss_file(layer))
+
+    def patch_neighbours(self, layer: str) -> Neighbours | None:
+        """That of its patches, loaded likewise; None where there is none."""
+        if not self.layer(layer).patch_search:
+            return None
+        return self._faiss(layout.patches_faiss_file(layer))
+
+    def image_vectors(self, layer: str, rows: npt.NDArray[np.int64] | None = None) -> ImageVectors:
+        """The mean-pooled activations of all valid images, or of some `rows` (M,), ascending."""
+        scores = self._array(layer, layout.row_scores_name("mean"))
+        return ImageVectors(scores, self.valid_rows if rows is None else rows)
+
+    def patch_vectors(self, layer: str) -> PatchVectors:
+        """The activations of all patches of valid images, where the layer keeps them.
+
+        Raises `NotKeptError` where it does not.
+        """
+        record = self.layer(layer)
+        if not record.dense:
+            raise NotKeptError(f"The index does not keep all activations of {layer}.")
+        return PatchVectors(self._array(layer, layout.ACTIVATIONS), record.tokens, self.valid_rows)
+
+    @cached_property
+    def valid_rows(self) -> npt.NDArray[np.int64]:
+        """Rows (V,) of the images that could be read, ascending."""
+        return np.flatnonzero(self.rows.valid)
+
+    def _faiss(self, name: str) -> Neighbours:
         # Large, so that threads that ask at once wait for one to load it.
         with self._neighbours_lock:
-            if layer not in self._neighbours:
-                data = self._files.read(layout.faiss_file(layer))
-                self._neighbours[layer] = load(data)
-            return self._neighbours[layer]
+            if name not in self._neighbours:
+                self._neighbours[name] = load(self._files.read(name))
+            return self._neighbours[name]
 
     @cached_property
     def _span(self) -> str:

@@ -6,8 +6,10 @@ INDEX/generations/NAME/           immutable
     arrays.zarr/rows/…            one group: the row table
     arrays.zarr/layers/LAYER/…    one group per layer: scores and top images with maps
     faiss/LAYER.faiss             nearest images by mean-pooled activations
+    faiss/LAYER.patches.faiss     nearest patches, where all activations are kept
     seals/LAYER.npz, rows.npz     checksums of all chunks of a group's arrays
 INDEX/building/                   an indexing run that has not been published yet
+INDEX/directions/LAYER/NAME.npy   directions that were put beside the index
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ GENERATIONS = "generations"
 PULLING = ".pull.partial"
 """Folder beside the generations, of one that is being brought from elsewhere."""
 WORK = "building"
+DIRECTIONS = "directions"
 LOCK = "lock"
 MANIFEST = "manifest.json"
 ARRAYS = "arrays.zarr"
@@ -66,6 +69,11 @@ def layer_path(generation: Path, layer: str) -> Path:
 def faiss_file(layer: str) -> str:
     """A layer's FAISS index, relative to the generation's folder."""
     return f"faiss/{layer}.faiss"
+
+
+def patches_faiss_file(layer: str) -> str:
+    """The FAISS index of a layer's patches, relative to the generation's folder."""
+    return f"faiss/{layer}.patches.faiss"
 
 
 def seals_file(group: str) -> str:

@@ -11,10 +11,11 @@ from typing import Any, Literal, get_args
 from vitscope.store.errors import DamagedIndexError, UnsupportedFormatError
 
 FORMAT = "vitscope-index"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """What is written."""
-READABLE_VERSIONS = (1, 2)
-"""Version 1 had neither the place of patches in the input nor the views of images."""
+READABLE_VERSIONS = (1, 2, 3)
+"""Version 1 had neither the place of patches in the input nor the views of images; versions 1 and 2
+had no search among patches."""
 
 Pooling = Literal["mean", "max", "cls"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
@@ -82,6 +83,8 @@ class LayerRecord:
     """Whether all activations of all images are kept (retention `all`)."""
     dense_prefix: bool
     """Whether the activations of the prefix tokens of all images are kept."""
+    patch_search: bool = False
+    """Whether there is a FAISS index of all patches, which are then kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +140,8 @@ class Manifest:
     recall_at_10: Mapping[str, float]
     """By layer: share of the true ten nearest images that its FAISS index finds."""
     written_by: str
+    patch_recall_at_10: Mapping[str, float] = field(default_factory=dict)
+    """Likewise of patches, of the layers that have a FAISS index of them."""
     files: Mapping[str, FileRecord] = field(default_factory=dict)
     """By path below the generation's folder; all files but the manifest itself."""
 
@@ -158,9 +163,10 @@ class Manifest:
             # JSON's true and 1.0 would equal the number.
             known = type(version) is int and version in READABLE_VERSIONS
             if name != FORMAT or not known:
+                known_versions = ", ".join(map(str, READABLE_VERSIONS[:-1]))
                 raise UnsupportedFormatError(
                     f"The index has format {name!r} version {version!r}; this vitscope reads "
-                    f"{FORMAT!r} version {' and '.join(map(str, READABLE_VERSIONS))}."
+                    f"{FORMAT!r} versions {known_versions} and {READABLE_VERSIONS[-1]}."
                 )
             return _manifest(body, version)
         except (
@@ -178,8 +184,12 @@ def _manifest(body: dict[str, Any], version: int) -> Manifest:
     model = model_record(body.pop("model"))
     files = {path: FileRecord(**record) for path, record in body.pop("files").items()}
     even_over = model.input_size if version == 1 else None
-    layers = tuple(layer_record(layer, even_over) for layer in body.pop("layers"))
-    return Manifest(model=model, layers=layers, files=files, **body)
+    without = {"patch_search": False} if version < 3 else {}
+    layers = tuple(layer_record({**layer, **without}, even_over) for layer in body.pop("layers"))
+    patch_recall = {} if version < 3 else body.pop("patch_recall_at_10")
+    return Manifest(
+        model=model, layers=layers, files=files, patch_recall_at_10=patch_recall, **body
+    )
 
 
 def model_record(model: dict[str, Any]) -> ModelRecord:
@@ -192,7 +202,7 @@ def layer_record(layer: dict[str, Any], even_over: tuple[int, int] | None = None
     """A layer from JSON; version 1 knew plain transformers only, whose patches cover the input."""
     tokens = layer.pop("tokens")
     tokens["prefix"] = tuple(tokens["prefix"])
-    poolings = tuple(layer.pop("poolings"))
+    poolings, patch_search = tuple(layer.pop("poolings")), layer.pop("patch_search")
     if even_over:
         layout = TokenLayout.even(**tokens, input_size=even_over)
     else:
@@ -200,4 +210,4 @@ def layer_record(layer: dict[str, Any], even_over: tuple[int, int] | None = None
         place = (layout.cell_height, layout.cell_width, layout.top, layout.left)
         if not all(map(math.isfinite, place)) or min(place[:2]) <= 0:
             raise ValueError("patches have no place in the input")
-    return LayerRecord(tokens=layout, poolings=poolings, **layer)
+    return LayerRecord(tokens=layout, poolings=poolings, patch_search=patch_search, **layer)

@@ -13,7 +13,7 @@ from pathlib import Path
 from vitscope.client.client import Client
 from vitscope.client.filters import ImageFilter
 from vitscope.client.requests import POOLINGS
-from vitscope.client.results import Image, ScoredChannel, ScoredImage
+from vitscope.client.results import Image, ScoredChannel, ScoredImage, ScoredPatch
 from vitscope.client.text import table
 
 DEFAULT_SERVER = "127.0.0.1:50051"
@@ -178,6 +178,12 @@ def add_count(parser: argparse.ArgumentParser, what: str = "images") -> None:
     )
 
 
+def add_exact(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--exact", action="store_true", help="hold it against all there are, however long it takes"
+    )
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
 
@@ -234,6 +240,57 @@ def print_ranking(images: Iterable[ScoredImage]) -> None:
 def _distinctness(image: ScoredImage) -> tuple[object, ...]:
     distinct = image.distinctness
     return () if distinct is None else (f"{distinct.score:.4g}", distinct.hubs)
+
+
+def tell_recall(exact: bool, recall: float) -> None:
+    """Say of an approximate answer on stderr how much it finds."""
+    if not exact:
+        print(
+            f"The search is approximate: it finds {recall:.1%} of the true ten nearest.",
+            file=sys.stderr,
+        )
+
+
+def print_patches(patches: Iterable[ScoredPatch]) -> None:
+    """Patches of a ranked answer as a table."""
+    rows = [
+        (
+            rank,
+            f"{patch.score:.5g}",
+            patch.row,
+            patch.y,
+            patch.x,
+            _pixels(patch),
+            patch.label or "-",
+            patch.key,
+        )
+        for rank, patch in enumerate(patches, 1)
+    ]
+    print(table(["rank", "score", "row", "y", "x", "pixels", "label", "key"], rows))
+
+
+def _pixels(patch: ScoredPatch) -> str:
+    """What the patch covers of the source picture, in whole pixels."""
+    if patch.source is None:
+        return "-"
+    x0, y0, x1, y1 = (round(edge) for edge in patch.source)
+    return f"{x0},{y0} to {x1},{y1}"
+
+
+def patches_json(patches: Iterable[ScoredPatch]) -> list[dict[str, object]]:
+    """Patches of a ranked answer as JSON values."""
+    return [
+        {
+            "row": patch.row,
+            "key": patch.key,
+            "label": patch.label,
+            "y": patch.y,
+            "x": patch.x,
+            "score": patch.score,
+            "source": patch.source,
+        }
+        for patch in patches
+    ]
 
 
 def print_channels(channels: Iterable[ScoredChannel], what: str) -> None:

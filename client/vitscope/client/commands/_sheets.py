@@ -10,7 +10,15 @@ from vitscope.client.client import Client
 from vitscope.client.commands._common import display_name, report_written
 from vitscope.client.errors import UsageError
 from vitscope.client.pictures import Cell, Section, decode, gallery_sheet, save_png
-from vitscope.client.results import PatchMap, PatchMaps, SimilarImages, TopImages, TopPatches
+from vitscope.client.results import (
+    PatchMap,
+    PatchMaps,
+    SimilarImages,
+    SimilarPatches,
+    TopImages,
+    TopImagesAlong,
+    TopPatches,
+)
 
 MOST_DRAWN = 1_000
 """Images on a sheet that anyone can look at."""
@@ -109,9 +117,54 @@ def similar_images_section(client: Client, index: str, near: SimilarImages) -> S
     ]
     asked = Cell(pictures[near.row], None, "the image asked about", f"row {near.row}")
     title = f"{near.layer} · images nearest to row {near.row}"
-    found = "exact" if near.exact else f"finds {near.recall_at_10:.1%} of the true ten nearest"
-    note = f"{_note(client, index, near.generation)} · {found}"
+    note = f"{_note(client, index, near.generation)} · {_found(near.exact, near.recall_at_10)}"
     return Section(title, [asked, *neighbours], note=note, maps=False)
+
+
+def similar_patches_section(client: Client, index: str, near: SimilarPatches) -> Section:
+    """The patch asked about, then its neighbours, each framed in its image."""
+    rows = list(dict.fromkeys([near.row, *(patch.row for patch in near.patches)]))
+    pictures = _pictures(client, index, rows)
+    neighbours = [
+        Cell(
+            picture=pictures[patch.row],
+            patch_map=None,
+            heading=f"{rank}  {patch.label or patch.key}",
+            detail=f"cosine {patch.score:.4f} · row {patch.row} · patch {patch.y}, {patch.x}",
+            grid=near.grid,
+            mark=(patch.y, patch.x),
+        )
+        for rank, patch in enumerate(near.patches, 1)
+    ]
+    y, x = near.patch
+    detail = f"row {near.row} · patch {y}, {x}"
+    picture = pictures[near.row]
+    asked = Cell(picture, None, "the patch asked about", detail, near.grid, near.patch)
+    title = f"{near.layer} · patches nearest to {y}, {x} of row {near.row}"
+    note = f"{_note(client, index, near.generation)} · {_found(near.exact, near.recall_at_10)}"
+    return Section(title, [asked, *neighbours], note=note, maps=False)
+
+
+def along_section(client: Client, index: str, along: TopImagesAlong, name: str) -> Section:
+    """The images that lie farthest along the direction called `name`."""
+    pictures = _pictures(client, index, [image.row for image in along.images])
+    cells = [
+        Cell(
+            picture=pictures[image.row],
+            patch_map=None,
+            heading=f"{rank}  {display_name(image)}",
+            detail=f"{along.measure} {image.score:.4g} · row {image.row}",
+        )
+        for rank, image in enumerate(along.images, 1)
+    ]
+    title = f"{along.layer} · along {name} · top {len(cells)} by {along.measure}"
+    note = f"{_note(client, index, along.generation)} · {along.pooling} pooling"
+    note += f" · {_found(along.exact, along.recall_at_10)}"
+    return Section(title, cells, note=note, maps=False)
+
+
+def _found(exact: bool, recall: float) -> str:
+    return "exact" if exact else f"finds {recall:.1%} of the true ten nearest"
 
 
 def _pictures(

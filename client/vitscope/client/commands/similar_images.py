@@ -1,7 +1,6 @@
 """List the images nearest to an image in a layer's activation space."""
 
 import argparse
-import sys
 
 from vitscope.client.commands import _common
 from vitscope.client.files import png_target
@@ -12,6 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _common.add_layer(parser)
     _common.add_row(parser)
     _common.add_count(parser)
+    _common.add_exact(parser)
     _common.add_json(parser)
     _common.add_png(parser)
 
@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     target = None if args.png is None else png_target(args.png)
     with _common.connect(args) as client:
-        near = client.similar_images(args.layer, args.row, k=args.k, index=args.index)
+        near = client.similar_images(
+            args.layer, args.row, k=args.k, exact=args.exact, index=args.index
+        )
         if target is not None:
             from vitscope.client.commands import _sheets
 
@@ -37,9 +39,5 @@ def run(args: argparse.Namespace) -> int:
         )
         return 0
     _common.print_ranking(near.images)
-    if not near.exact:
-        share = f"{near.recall_at_10:.1%}"
-        print(
-            f"The search is approximate: it finds {share} of the true ten nearest.", file=sys.stderr
-        )
+    _common.tell_recall(near.exact, near.recall_at_10)
     return 0

@@ -4,8 +4,6 @@ import argparse
 
 from vitscope.client.commands import _common
 from vitscope.client.files import png_target
-from vitscope.client.results import ScoredPatch
-from vitscope.client.text import table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,41 +32,9 @@ def run(args: argparse.Namespace) -> int:
                 "generation": top.generation,
                 "layer": top.layer,
                 "channel": top.channel,
-                "patches": [
-                    {
-                        "row": patch.row,
-                        "key": patch.key,
-                        "label": patch.label,
-                        "y": patch.y,
-                        "x": patch.x,
-                        "score": patch.score,
-                        "source": patch.source,
-                    }
-                    for patch in top.patches
-                ],
+                "patches": _common.patches_json(top.patches),
             }
         )
         return 0
-    rows = [
-        (
-            rank,
-            f"{patch.score:.5g}",
-            patch.row,
-            patch.y,
-            patch.x,
-            _pixels(patch),
-            patch.label or "-",
-            patch.key,
-        )
-        for rank, patch in enumerate(top.patches, 1)
-    ]
-    print(table(["rank", "score", "row", "y", "x", "pixels", "label", "key"], rows))
+    _common.print_patches(top.patches)
     return 0
-
-
-def _pixels(patch: ScoredPatch) -> str:
-    """What the patch covers of the source picture, in whole pixels."""
-    if patch.source is None:
-        return "-"
-    x0, y0, x1, y1 = (round(edge) for edge in patch.source)
-    return f"{x0},{y0} to {x1},{y1}"

@@ -68,6 +68,13 @@ def _add_what_is_kept(parser: argparse.ArgumentParser) -> None:
         help="keep all activations of these layers, comma-separated, or `all`",
     )
     add(
+        "--patch-search",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="index the patches of these layers for `similar-patches` (default: yes; without, "
+        "every patch is looked at)",
+    )
+    add(
         "--retain-prefix",
         default="",
         metavar="LAYERS",
@@ -125,6 +132,7 @@ def options_from(args: argparse.Namespace, out: Path, *, append: bool = False) -
         top_k=args.top_k,
         poolings=_names(args.poolings),
         retain_all=_names(args.retain_all),
+        patch_search=args.patch_search,
         retain_prefix=_names(args.retain_prefix),
         batch_size=args.batch_size,
         unit_rows=args.unit_rows,

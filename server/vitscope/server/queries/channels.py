@@ -14,6 +14,7 @@ from vitscope.server.queries.checks import (
     check_channel,
     check_channels,
     check_k,
+    check_patch,
     check_pooling,
     check_rectangle,
     check_valid,
@@ -173,11 +174,7 @@ def _scores(
         )
     tokens = layer.tokens
     if isinstance(part, Patch):
-        if not (0 <= part.y < tokens.height and 0 <= part.x < tokens.width):
-            raise NotFoundError(
-                f"patch: {layer.name} has no patch {part.y}, {part.x}; its grid has "
-                f"{tokens.height} x {tokens.width}."
-            )
+        check_patch(layer, part.y, part.x)
         at = len(tokens.prefix) + part.y * tokens.width + part.x
         return generation.activations(layer.name, row, slice(None))[:, at].astype(np.float64)
     share = box_share(tokens, part, view_of(generation, row), generation.manifest.model.input_size)

@@ -123,6 +123,16 @@ def check_k(k: int | None, most: int, what: str) -> int:
     return k
 
 
+def check_patch(layer: LayerRecord, y: int, x: int) -> None:
+    """Raise unless the layer's grid has the patch."""
+    tokens = layer.tokens
+    if not (0 <= y < tokens.height and 0 <= x < tokens.width):
+        raise NotFoundError(
+            f"patch: {layer.name} has no patch {y}, {x}; its grid has "
+            f"{tokens.height} x {tokens.width}."
+        )
+
+
 def check_rectangle(rectangle: Rectangle) -> Rectangle:
     """The rectangle, if it has an area."""
     x0, y0, x1, y1 = rectangle

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from vitscope.server.queries.checks import (
 from vitscope.server.queries.filters import ALL, ImageFilter, select
 from vitscope.store.generation import HUB_RANKS, Generation
 from vitscope.store.manifest import LayerRecord, Pooling
+from vitscope.store.neighbours import NONE, nearest, scan
 from vitscope.store.ranking import band_rows, largest, top_rows
 
 MAX_IMAGES = 1_024
@@ -54,6 +55,16 @@ class Ranking:
     scores: npt.NDArray[np.float32]
     """(k,)"""
     distinct: Distinct | None = None
+
+
+class Near(NamedTuple):
+    """Images by their likeness to something."""
+
+    ranking: Ranking
+    recall: float
+    """Share of the true ten nearest that such a search finds."""
+    exact: bool
+    """Whether none can have been missed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,14 +192,38 @@ def _distinct(
 
 
 def similar_images(
-    generation: Generation, layer_name: str, row: int, k: int | None
-) -> tuple[Ranking, float]:
-    """The k images nearest to image `row`, and the search's recall at 10 against brute force."""
+    generation: Generation, layer_name: str, row: int, k: int | None, *, exact: bool = False
+) -> Near:
+    """The k images nearest to image `row`; with `exact`, held against every other one."""
     layer = find_layer(generation, layer_name)
     check_valid(generation, row)
     k = check_k(k, generation.manifest.valid_rows - 1, "other valid image")
-    rows, similarities = generation.neighbours(layer.name).nearest(row, k)
-    return Ranking(rows, similarities), generation.manifest.recall_at_10[layer.name]
+    vector = generation.image_scores(layer.name, "mean", row)
+    return nearest_to(generation, layer.name, vector, k, exact=exact, leave_out=range(row, row + 1))
+
+
+def nearest_to(
+    generation: Generation,
+    layer_name: str,
+    vector: npt.NDArray[np.floating[Any]],
+    k: int,
+    *,
+    exact: bool = False,
+    leave_out: range = NONE,
+) -> Near:
+    """The k images nearest to mean-pooled activations (C,) that need not be in the index.
+
+    By cosine, ties by lower row; without the rows of `leave_out`, and fewer than k where there are
+    fewer. `exact` holds the vector against every image, which a flat index does as well.
+    """
+    layer = find_layer(generation, layer_name)
+    vectors, query = generation.image_vectors(layer.name), vector.astype(np.float64)
+    index = None if exact else generation.neighbours(layer.name)
+    if index is None:
+        rows, near = scan(vectors, query, k, leave_out)
+        return Near(Ranking(rows, near), 1.0, True)
+    rows, near = nearest(index, vectors, query, k, leave_out)
+    return Near(Ranking(rows, near), generation.manifest.recall_at_10[layer.name], index.exact)
 
 
 def check_rows(generation: Generation, rows: Sequence[int], *, pictures: bool) -> Sequence[int]:

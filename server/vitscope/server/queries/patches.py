@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,7 @@ class Patches:
     """(k,), from the top of the grid."""
     xs: npt.NDArray[np.int64]
     """(k,), from the left."""
-    scores: npt.NDArray[np.float16]
+    scores: npt.NDArray[np.floating[Any]]
     """(k,)"""
 
 
