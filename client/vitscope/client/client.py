@@ -11,6 +11,8 @@ from vitscope.client import convert, requests
 from vitscope.client.errors import UsageError, rpc_errors
 from vitscope.client.filters import ImageFilter
 from vitscope.client.results import (
+    ChangedChannels,
+    ChangedImages,
     ChannelBoxScores,
     ChannelStatistics,
     Directions,
@@ -453,6 +455,57 @@ class Client:
         with rpc_errors(self._address):
             reply = self._stub.ListDirections(request, timeout=self._timeout)
         return convert.directions(reply)
+
+    def compare_channels(
+        self,
+        index: str,
+        other: str,
+        layer: str,
+        *,
+        pooling: str = "mean",
+        where: ImageFilter | None = None,
+        measure: str = "effect",
+        order: str = "top",
+        k: SupportsIndex | None = None,
+    ) -> ChangedChannels:
+        """The `k` channels that change most from an index to another of the same pictures, exactly.
+
+        lost = client.compare_channels("clean", "no-background", "blocks.5.mlp", order="bottom")
+
+        By `measure`: 'effect', the mean difference (other minus index) in standard deviations of
+        the channel's scores in `index`; 'difference' itself; or 'correlation' of the scores in the
+        two. `order` 'top' has the greatest rise first, 'bottom' the greatest fall. Raises
+        `NotKeptError` where rows or layers of the two do not pair.
+        """
+        request = requests.compare_channels_request(
+            index, other, layer, pooling, where, measure, order, k
+        )
+        with rpc_errors(self._address):
+            reply = self._stub.CompareChannels(request, timeout=self._timeout)
+        return convert.changed_channels(reply, layer)
+
+    def compare_images(
+        self,
+        index: str,
+        other: str,
+        layer: str,
+        channel: SupportsIndex,
+        *,
+        pooling: str = "mean",
+        where: ImageFilter | None = None,
+        order: str = "top",
+        k: SupportsIndex | None = None,
+    ) -> ChangedImages:
+        """The `k` images on which a channel changes most from one index to another, exactly.
+
+        client.compare_images("clean", "no-background", "blocks.5.mlp", 7, order="bottom")
+        """
+        request = requests.compare_images_request(
+            index, other, layer, channel, pooling, where, order, k
+        )
+        with rpc_errors(self._address):
+            reply = self._stub.CompareImages(request, timeout=self._timeout)
+        return convert.changed_images(reply, layer, channel)
 
     def scores(
         self,

@@ -217,6 +217,51 @@ def boxed_image(message: query_pb2.BoxedImage) -> results.BoxedImage:
     )
 
 
+def changed_channels(
+    message: query_pb2.CompareChannelsResponse, layer: str
+) -> results.ChangedChannels:
+    """The reply joined with the question, which it does not repeat."""
+    channels = tuple(
+        results.ChannelChange(
+            each.channel,
+            each.mean,
+            each.other_mean,
+            each.difference,
+            each.effect,
+            each.correlation,
+        )
+        for each in message.channels
+    )
+    return results.ChangedChannels(
+        message.generation, message.other_generation, layer, channels, message.images
+    )
+
+
+def changed_images(
+    message: query_pb2.CompareImagesResponse, layer: str, channel: SupportsIndex
+) -> results.ChangedImages:
+    """The reply joined with the question, which it does not repeat."""
+    images = tuple(
+        results.ChangedImage(
+            row=each.row,
+            key=each.key,
+            label=each.label if each.HasField("label") else None,
+            score=each.score,
+            other_score=each.other_score,
+            difference=each.difference,
+        )
+        for each in message.images
+    )
+    return results.ChangedImages(
+        message.generation,
+        message.other_generation,
+        layer,
+        operator.index(channel),
+        images,
+        message.candidates,
+    )
+
+
 def top_channels(message: query_pb2.TopChannelsResponse, row: SupportsIndex) -> results.TopChannels:
     """The reply joined with the question, which it does not repeat."""
     channels = tuple(map(scored_channel, message.channels))

@@ -33,6 +33,12 @@ DIRECTION_MEASURES = {
     "cosine": query_pb2.DIRECTION_MEASURE_COSINE,
 }
 
+CHANGES = {
+    "effect": query_pb2.CHANGE_MEASURE_EFFECT,
+    "difference": query_pb2.CHANGE_MEASURE_DIFFERENCE,
+    "correlation": query_pb2.CHANGE_MEASURE_CORRELATION,
+}
+
 Selector = tuple[str, SupportsIndex, SupportsIndex]
 """(layer, channel, row)"""
 Direction = Mapping[int, float] | NDArray[Any] | str
@@ -233,6 +239,52 @@ def top_images_by_box_request(
         box_labels=_labels(box_labels),
         filter=image_filter(where),
         measure=BOX_MEASURES[measure],
+        order=order_value(order),
+        k=_count(k),
+    )
+
+
+def compare_channels_request(
+    index: str,
+    other: str,
+    layer: str,
+    pooling: str,
+    where: ImageFilter | None,
+    measure: str,
+    order: str,
+    k: SupportsIndex | None,
+) -> query_pb2.CompareChannelsRequest:
+    if measure not in CHANGES:
+        raise UsageError(f"Measure {measure!r} is not known; choose one of {', '.join(CHANGES)}.")
+    return query_pb2.CompareChannelsRequest(
+        index=_text("index", index),
+        other=_text("other", other),
+        layer=_text("layer", layer),
+        pooling=pooling_value(pooling),
+        filter=image_filter(where),
+        measure=CHANGES[measure],
+        order=order_value(order),
+        k=_count(k),
+    )
+
+
+def compare_images_request(
+    index: str,
+    other: str,
+    layer: str,
+    channel: SupportsIndex,
+    pooling: str,
+    where: ImageFilter | None,
+    order: str,
+    k: SupportsIndex | None,
+) -> query_pb2.CompareImagesRequest:
+    return query_pb2.CompareImagesRequest(
+        index=_text("index", index),
+        other=_text("other", other),
+        layer=_text("layer", layer),
+        channel=_whole("channel", channel, bits=32),
+        pooling=pooling_value(pooling),
+        filter=image_filter(where),
         order=order_value(order),
         k=_count(k),
     )

@@ -447,3 +447,55 @@ class ScoreBlock:
     """0 unless the one channel of the block is gone on with."""
     values: NDArray[np.float16]
     """(C, R) of the R rows from `first_row` on."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelChange:
+    """What becomes of a channel's scores from one index to another of the same pictures."""
+
+    channel: int
+    mean: float
+    """Of the first index."""
+    other_mean: float
+    difference: float
+    """Mean difference, other minus first."""
+    effect: float
+    """The difference in standard deviations of the first index's scores; NaN without any."""
+    correlation: float
+    """Pearson's, between the two; NaN where either never changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedChannels:
+    """The answer to `compare_channels`."""
+
+    generation: str
+    other_generation: str
+    layer: str
+    channels: tuple[ChannelChange, ...]
+    images: int
+    """That are valid in both indexes and that the filter let through."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedImage:
+    """An image and a channel's scores on it in two indexes."""
+
+    row: int
+    key: str
+    label: str | None
+    score: float
+    other_score: float
+    difference: float
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedImages:
+    """The answer to `compare_images`."""
+
+    generation: str
+    other_generation: str
+    layer: str
+    channel: int
+    images: tuple[ChangedImage, ...]
+    candidates: int

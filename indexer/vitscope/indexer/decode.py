@@ -71,7 +71,7 @@ class Decoder:
             # The orientation tag is not applied, as in timm's own evaluation.
             with Image.open(io.BytesIO(data)) as image:
                 size = image.size
-                _check(size)
+                check_size(size)
                 decoded, steps = self._decoded(image, data)
             seen, shown, pixels = self._transform(decoded, size, steps)
             return Picture(pixels, self._thumbnail(seen), digest, "", size, shown)
@@ -113,7 +113,8 @@ class Decoder:
         return out.getvalue()
 
 
-def _check(size: view.Size) -> None:
+def check_size(size: view.Size) -> None:
+    """Raise for a picture, by width and height, that is too large or too long to be read."""
     width, height = size
     if width * height > MAX_PIXELS:
         raise Image.DecompressionBombError

@@ -8,6 +8,7 @@ from vitscope.server import convert
 from vitscope.server.queries import (
     boxes,
     channels,
+    compare,
     directions,
     images,
     maps,
@@ -232,3 +233,37 @@ def scores_of(
     pooling = convert.pooling_from(request.pooling)
     found = scores.scores(generation, request.layer, pooling, request.channels)
     return (convert.scores_to(generation, pooling, block) for block in found)
+
+
+def compare_channels(
+    generation: Generation, other: Generation, request: pb.CompareChannelsRequest
+) -> pb.CompareChannelsResponse:
+    """The channels that change most from one index to another."""
+    found = compare.changed_channels(
+        generation,
+        other,
+        request.layer,
+        convert.pooling_from(request.pooling),
+        convert.filter_from(request.filter),
+        convert.change_from(request.measure),
+        convert.k_from(request),
+        lowest=convert.order_from(request.order) == "bottom",
+    )
+    return convert.changed_channels_to(generation, other, found)
+
+
+def compare_images(
+    generation: Generation, other: Generation, request: pb.CompareImagesRequest
+) -> pb.CompareImagesResponse:
+    """The images on which a channel changes most from one index to another."""
+    found = compare.changed_images(
+        generation,
+        other,
+        request.layer,
+        request.channel,
+        convert.pooling_from(request.pooling),
+        convert.filter_from(request.filter),
+        convert.k_from(request),
+        lowest=convert.order_from(request.order) == "bottom",
+    )
+    return convert.changed_images_to(generation, other, found)

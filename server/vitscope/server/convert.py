@@ -10,6 +10,7 @@ from vitscope.server.errors import InvalidArgumentError
 from vitscope.server.queries import directions
 from vitscope.server.queries.boxes import Measure, RankedByBox, Scores
 from vitscope.server.queries.channels import BoxNumber, Channels, Patch, Statistics, Where
+from vitscope.server.queries.compare import Change, ChangedChannels, ChangedImages
 from vitscope.server.queries.directions import Direction, Named, Vector, Weights
 from vitscope.server.queries.filters import ImageFilter
 from vitscope.server.queries.images import Order, Question, Ranking, TopImages
@@ -48,6 +49,12 @@ _DIRECTION_MEASURES: Mapping[int, directions.Measure] = {
     query_pb2.DIRECTION_MEASURE_PROJECTION: "projection",
     query_pb2.DIRECTION_MEASURE_COSINE: "cosine",
 }
+_CHANGES: Mapping[int, Change] = {
+    query_pb2.CHANGE_MEASURE_UNSPECIFIED: "effect",
+    query_pb2.CHANGE_MEASURE_EFFECT: "effect",
+    query_pb2.CHANGE_MEASURE_DIFFERENCE: "difference",
+    query_pb2.CHANGE_MEASURE_CORRELATION: "correlation",
+}
 _MESSAGE_BYTES = 1 << 20
 
 _Counted = (
@@ -58,6 +65,8 @@ _Counted = (
     | query_pb2.TopChannelsRequest
     | query_pb2.SimilarImagesRequest
     | query_pb2.SimilarChannelsRequest
+    | query_pb2.CompareChannelsRequest
+    | query_pb2.CompareImagesRequest
     | query_pb2.SimilarPatchesRequest
     | query_pb2.TopImagesAlongDirectionRequest
 )
@@ -149,6 +158,16 @@ def box_measure_from(number: int) -> Measure:
             "BOX_MEASURE_AUC."
         )
     return _BOX_MEASURES[number]
+
+
+def change_from(number: int) -> Change:
+    """What channels of two indexes are ranked by."""
+    if number not in _CHANGES:
+        raise InvalidArgumentError(
+            f"measure is {number}; it must be CHANGE_MEASURE_EFFECT, CHANGE_MEASURE_DIFFERENCE or "
+            "CHANGE_MEASURE_CORRELATION."
+        )
+    return _CHANGES[number]
 
 
 def question_from(
@@ -336,6 +355,58 @@ def ranked_by_box_to(
     ]
     return query_pb2.TopImagesByBoxResponse(
         generation=generation.name, images=images, candidates=ranked.candidates
+    )
+
+
+def changed_channels_to(
+    generation: Generation, other: Generation, found: ChangedChannels
+) -> query_pb2.CompareChannelsResponse:
+    """Channels by their change between two indexes."""
+    columns = (
+        found.channels,
+        found.mean,
+        found.other_mean,
+        found.difference,
+        found.effect,
+        found.correlation,
+    )
+    names = ("channel", "mean", "other_mean", "difference", "effect", "correlation")
+    changes = [
+        query_pb2.ChannelChange(**dict(zip(names, values, strict=True)))
+        for values in zip(*(each.tolist() for each in columns), strict=True)
+    ]
+    return query_pb2.CompareChannelsResponse(
+        generation=generation.name,
+        other_generation=other.name,
+        channels=changes,
+        images=found.images,
+    )
+
+
+def changed_images_to(
+    generation: Generation, other: Generation, found: ChangedImages
+) -> query_pb2.CompareImagesResponse:
+    """Images by the change of a channel between two indexes."""
+    table = generation.rows
+    columns = (found.rows, found.scores, found.other_scores, found.differences)
+    images = [
+        query_pb2.ChangedImage(
+            row=row,
+            key=table.key(row),
+            label=table.label(row),
+            score=score,
+            other_score=other_score,
+            difference=difference,
+        )
+        for row, score, other_score, difference in zip(
+            *(each.tolist() for each in columns), strict=True
+        )
+    ]
+    return query_pb2.CompareImagesResponse(
+        generation=generation.name,
+        other_generation=other.name,
+        images=images,
+        candidates=found.candidates,
     )
 
 

@@ -139,6 +139,25 @@ class ActivationService(service_pb2_grpc.ActivationServiceServicer):
         async for reply in self._stream(answers.scores_of, request):
             yield reply
 
+    async def CompareChannels(  # noqa: N802
+        self, request: pb.CompareChannelsRequest, context: Any
+    ) -> pb.CompareChannelsResponse:
+        """The channels that change most from one index to another."""
+        return await self._compare(answers.compare_channels, request)
+
+    async def CompareImages(  # noqa: N802
+        self, request: pb.CompareImagesRequest, context: Any
+    ) -> pb.CompareImagesResponse:
+        """The images on which a channel changes most from one index to another."""
+        return await self._compare(answers.compare_images, request)
+
+    async def _compare(
+        self, answer: Callable[[Generation, Generation, Any], _T], request: Any
+    ) -> _T:
+        generation = find_index(self._generations, request.index)
+        other = find_index(self._generations, request.other, "other")
+        return await self._run(answer, generation, other, request)
+
     async def _answer(self, answer: Callable[[Generation, Any], _T], request: Any) -> _T:
         generation = find_index(self._generations, request.index)
         return await self._run(answer, generation, request)

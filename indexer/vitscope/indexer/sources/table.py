@@ -1,7 +1,8 @@
 """A list of pictures as a CSV or Parquet file, with labels and boxes where it has any.
 
-Columns: `path`, relative to the list's folder or absolute; `label`; one box in `x0`, `y0`, `x1`,
-`y1`, or any number in `boxes` as JSON.
+Columns: `path`, relative to the list's folder or absolute; `key`, what the picture is called in the
+index where that is not its path; `label`; one box in `x0`, `y0`, `x1`, `y1`, or any number in
+`boxes` as JSON.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from vitscope.indexer.sources.boxlist import (
 from vitscope.indexer.sources.files import file_size, read_file
 from vitscope.indexer.sources.lazy import first_line, pyarrow
 from vitscope.indexer.sources.rows import RowListBuilder, Source
+from vitscope.indexer.sources.texts import Texts, TextsBuilder
 from vitscope.store.text import counted
 
 _CORNERS = ("x0", "y0", "x1", "y1")
-_COLUMNS = ("path", "label", *_CORNERS, "boxes")
+_COLUMNS = ("path", "key", "label", *_CORNERS, "boxes")
 _PARQUET_ROWS = 4096
 
 _Line = tuple[int, Mapping[str, Any]]
@@ -37,13 +39,15 @@ _Line = tuple[int, Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ListedFiles(Source):
-    """Rows are in the order of the list; a key is a path as the list has it."""
+    """Rows are in the order of the list; a key is a path as the list has it, or its own."""
 
     folder: Path
+    paths: Texts
+    """(N,) as the list has them."""
 
     def read(self, row: int) -> bytes:
         """The bytes of an image file; raises OSError where it cannot be read."""
-        return read_file(self.folder / self.rows.keys[row])
+        return read_file(self.folder / self.paths[row])
 
 
 class _CellError(ValueError):
@@ -61,35 +65,41 @@ def open_table(path: Path, *, limit: int | None = None) -> ListedFiles:
     """
     parquet = path.suffix.lower() == ".parquet"
     word = "row" if parquet else "line"
-    rows = RowListBuilder()
+    rows, paths = RowListBuilder(), TextsBuilder()
+    keyed = False
     numbers = array("q")
     for number, cells in _parquet_lines(path) if parquet else _csv_lines(path):
         if limit is not None and len(rows) >= limit:
             break
         try:
-            key = _path(cells["path"])
-            rows.add(key, _label(cells), file_size(path.parent / key), _boxes(cells))
+            file = _text("path", cells["path"])
+            key = _text("key", cells["key"]) if cells.get("key") else file
+            rows.add(key, _label(cells), file_size(path.parent / file), _boxes(cells))
         except _CellError as error:
             raise SourceError(f"{path}, {word} {number}, {error}.") from None
+        paths.add(file)
+        keyed |= key != file
         numbers.append(number)
     if repeated := next(rows.repeated(), None):
         row, first = repeated
+        what = "key" if keyed else "path"
         raise SourceError(
-            f"{path}, {word} {numbers[row]}, column path: it is the path of {word} "
+            f"{path}, {word} {numbers[row]}, column {what}: it is the {what} of {word} "
             f"{numbers[first]} again; give several boxes of a picture in one column `boxes`."
         )
     if not len(rows):
         raise SourceError(f"{path} lists no pictures.")
-    return ListedFiles(rows.freeze(), (), path.parent)
+    listed = rows.freeze()
+    return ListedFiles(listed, (), path.parent, paths.freeze() if keyed else listed.keys)
 
 
-def _path(cell: Any) -> str:
+def _text(column: str, cell: Any) -> str:
     if not isinstance(cell, str) or not cell:
-        raise _CellError("path", "there is none")
+        raise _CellError(column, "there is none")
     try:
         cell.encode()
     except UnicodeEncodeError:
-        raise _CellError("path", "it is not UTF-8") from None
+        raise _CellError(column, "it is not UTF-8") from None
     return cell
 
 

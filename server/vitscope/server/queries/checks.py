@@ -17,16 +17,18 @@ DEFAULT_K = 20
 MAX_K = 10_000
 
 
-def find_index(generations: Mapping[str, Generation], name: str) -> Generation:
-    """The index called `name`; an empty name means the only one."""
+def find_index(
+    generations: Mapping[str, Generation], name: str, field: str = "index"
+) -> Generation:
+    """The index called `name`; an empty name means the only one. `field` is where it is named."""
     if name in generations:
         return generations[name]
     if not name and len(generations) == 1:
         return next(iter(generations.values()))
     known = ", ".join(sorted(generations))
     if not name:
-        raise InvalidArgumentError(f"index is not given, and there are several: {known}.")
-    raise NotFoundError(f"index: there is no index {name[:80]!r}; this server holds: {known}.")
+        raise InvalidArgumentError(f"{field} is not given, and there are several: {known}.")
+    raise NotFoundError(f"{field}: there is no index {name[:80]!r}; this server holds: {known}.")
 
 
 def find_layer(generation: Generation, name: str, field: str = "layer") -> LayerRecord:
