@@ -28,11 +28,13 @@ def asked(name: str, **fields: Any) -> Any:
 
 
 def selector(**fields: Any) -> list[pb.PatchMapSelector]:
-    return [pb.PatchMapSelector(**{"layer": LAYER, "channel": 1, "row": 1} | fields)]
+    right: dict[str, Any] = {"layer": LAYER, "channel": 1, "row": 1}
+    return [pb.PatchMapSelector(**right | fields)]
 
 
 def grid(**fields: Any) -> list[pb.PatchMapGrid]:
-    return [pb.PatchMapGrid(**{"layer": LAYER, "channels": [1], "rows": [1]} | fields)]
+    right: dict[str, Any] = {"layer": LAYER, "channels": [1], "rows": [1]}
+    return [pb.PatchMapGrid(**right | fields)]
 
 
 FOX = pb.ImageFilter(labels=["foxx"])

@@ -576,8 +576,8 @@ def check_box(
     assert scores == sorted(scores, reverse=True)
     for c in channels:
         assert c.score == pytest.approx(truths[c.channel], rel=1e-4, abs=near[c.channel])
-    for c in set(range(5)) - {each.channel for each in channels}:
-        assert truths[c] <= scores[-1] + 1e-4 * max(1, abs(scores[-1])) + near[c]
+    for other in set(range(5)) - {each.channel for each in channels}:
+        assert truths[other] <= scores[-1] + 1e-4 * max(1, abs(scores[-1])) + near[other]
 
 
 @each

@@ -2,7 +2,7 @@
 
 import argparse
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
@@ -205,7 +205,9 @@ def _table(
     return ParquetTable(path, columns, {**_export.described(index), **told})
 
 
-def _images(client: Client, args: argparse.Namespace, index: Index, some: range) -> list[Image]:
+def _images(
+    client: Client, args: argparse.Namespace, index: Index, some: Sequence[int]
+) -> list[Image]:
     images = client.images(some, pictures=False, index=args.index)
     _export.require_generation(index, images[0].generation)
     return images
