@@ -84,7 +84,7 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
         values[5, -1, 4], values[8, -2, 3], values[10, -1, 4] = np.inf, -np.inf, np.nan
         return values
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, np.errstate(invalid="ignore"):
         patch.setattr(synthetic_index, "_activations", activations)
         return build(folder, complete=True, boxes=lambda generator, record: BOXED)
 
