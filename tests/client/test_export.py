@@ -117,7 +117,13 @@ def test_scores_to_the_bit(
 
 
 @pytest.mark.parametrize(
-    "options", ["", "-k 5 --bottom", "--distinct -k 7", "--band 0.25:0.5 --pooling max"]
+    ("options", "more"),
+    [
+        ("", {}),
+        ("-k 5 --bottom", {"k": 5, "order": "bottom"}),
+        ("--distinct -k 7", {"distinct": True, "k": 7}),
+        ("--band 0.25:0.5 --pooling max", {"band": (0.25, 0.5), "pooling": "max"}),
+    ],
 )
 def test_top_images_of_a_layer(
     client: Client,
@@ -125,15 +131,10 @@ def test_top_images_of_a_layer(
     capsys: Captured,
     monkeypatch: pytest.MonkeyPatch,
     options: str,
+    more: dict[str, Any],
 ) -> None:
     monkeypatch.setattr(_export, "CHANNELS_AT_ONCE", 4)
     columns, _, told = table(f"table top-images --layer {WIDE} {options}", capsys)
-    more: dict[str, Any] = {
-        "": {},
-        "-k 5 --bottom": {"k": 5, "order": "bottom"},
-        "--distinct -k 7": {"distinct": True, "k": 7},
-        "--band 0.25:0.5 --pooling max": {"band": (0.25, 0.5), "pooling": "max"},
-    }[options]
     expected: dict[str, list[Any]] = {name: [] for name in columns}
     for top in client.top_images_of_channels(WIDE, **more):
         for rank, image in enumerate(top.images, 1):

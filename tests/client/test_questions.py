@@ -1,6 +1,6 @@
 """The same question by client, command and bare stub gives the same answer.
 
-What the stub answers is held against brute force in tests/server/test_questions.py.
+What the stub answers is held against brute force in tests/server.
 """
 
 from __future__ import annotations

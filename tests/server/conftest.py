@@ -1,11 +1,13 @@
-"""A stub that talks to the server process over the synthetic index."""
+"""Stubs that talk to server processes: over the synthetic index, and over one with boxes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grpc
 import pytest
+from server.questions import ROWS, boxes_of
+from synthetic import ServerProcess, Synthetic, build
 
 from vitscope.v1.service_pb2_grpc import ActivationServiceStub
 
@@ -18,4 +20,17 @@ def channel(synthetic_server: str) -> Iterator[grpc.Channel]:
 
 @pytest.fixture(scope="session")
 def stub(channel: grpc.Channel) -> ActivationServiceStub:
+    return ActivationServiceStub(channel)
+
+
+@pytest.fixture(scope="session")
+def truth(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
+    return build(
+        tmp_path_factory.mktemp("questions") / "zoo", complete=True, boxes=boxes_of, rows=ROWS
+    )
+
+
+@pytest.fixture(scope="session")
+def ask(truth: Synthetic, serve: Callable[..., ServerProcess]) -> ActivationServiceStub:
+    channel = grpc.insecure_channel(serve(truth.path).address)
     return ActivationServiceStub(channel)

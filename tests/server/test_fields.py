@@ -28,11 +28,13 @@ def asked(name: str, **fields: Any) -> Any:
 
 
 def selector(**fields: Any) -> list[pb.PatchMapSelector]:
-    return [pb.PatchMapSelector(**{"layer": LAYER, "channel": 1, "row": 1} | fields)]
+    right: dict[str, Any] = {"layer": LAYER, "channel": 1, "row": 1}
+    return [pb.PatchMapSelector(**right | fields)]
 
 
 def grid(**fields: Any) -> list[pb.PatchMapGrid]:
-    return [pb.PatchMapGrid(**{"layer": LAYER, "channels": [1], "rows": [1]} | fields)]
+    right: dict[str, Any] = {"layer": LAYER, "channels": [1], "rows": [1]}
+    return [pb.PatchMapGrid(**right | fields)]
 
 
 FOX = pb.ImageFilter(labels=["foxx"])
@@ -82,7 +84,7 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
         values[5, -1, 4], values[8, -2, 3], values[10, -1, 4] = np.inf, -np.inf, np.nan
         return values
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, np.errstate(invalid="ignore"):
         patch.setattr(synthetic_index, "_activations", activations)
         return build(folder, complete=True, boxes=lambda generator, record: BOXED)
 

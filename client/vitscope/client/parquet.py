@@ -56,8 +56,12 @@ class ParquetTable:
         )
         self._path = path
         self._partial = path.with_name(f".vitscope.{os.getpid()}.partial")
+        # A dictionary of scores is longer than the scores.
+        texts = [name for name, kind in columns.items() if kind == "string"]
         try:
-            self._writer = parquet.ParquetWriter(self._partial, self._schema, compression="zstd")
+            self._writer = parquet.ParquetWriter(
+                self._partial, self._schema, compression="zstd", use_dictionary=texts
+            )
         except OSError as error:
             raise UsageError(f"Cannot write {path}: {_reason(error)}.") from None
 

@@ -2,7 +2,7 @@
 
 import argparse
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
@@ -16,7 +16,7 @@ from vitscope.client.commands.top_images import ranking, ranking_told
 from vitscope.client.errors import UsageError
 from vitscope.client.parquet import ParquetTable, parquet_target, require_pyarrow
 from vitscope.client.progress import Progress
-from vitscope.client.results import Image, Index
+from vitscope.client.results import Image, Index, TopImages
 
 _NAMES_AT_ONCE = 20_000
 _GROUP_BYTES = 128 << 20
@@ -59,20 +59,27 @@ def top_images(args: argparse.Namespace) -> None:
         told = {"layer": args.layer, **ranking_told(args)}
         with _table(path, columns, index, told) as table:
             progress = Progress("channels", len(channels))
+            lines: list[tuple[object, ...]] = []
             for some in _export.in_blocks(channels, _export.CHANNELS_AT_ONCE):
-                lines: list[tuple[object, ...]] = []
                 for top in client.top_images_of_channels(args.layer, some, **asked):
                     _export.require_generation(index, top.generation)
-                    for rank, image in enumerate(top.images, 1):
-                        given = image.distinctness
-                        lines.append(
-                            (top.channel, rank, image.row, image.key, image.label)
-                            + (np.float16(image.score),)
-                            + ((given.score, given.hubs) if given and args.distinct else ())
-                        )
-                table.write(list(zip(*lines, strict=True)) if lines else [[]] * len(columns))
+                    lines += _ranked(top)
+                    if len(lines) >= _NAMES_AT_ONCE:
+                        table.write(list(zip(*lines, strict=True)))
+                        lines = []
                 progress.advance(len(some))
+            if lines:
+                table.write(list(zip(*lines, strict=True)))
             progress.finish()
+
+
+def _ranked(top: TopImages) -> list[tuple[object, ...]]:
+    """A line for each image of an answer."""
+    return [
+        (top.channel, rank, image.row, image.key, image.label, np.float16(image.score))
+        + ((given.score, given.hubs) if (given := image.distinctness) else ())
+        for rank, image in enumerate(top.images, 1)
+    ]
 
 
 def statistics(args: argparse.Namespace) -> None:
@@ -205,7 +212,9 @@ def _table(
     return ParquetTable(path, columns, {**_export.described(index), **told})
 
 
-def _images(client: Client, args: argparse.Namespace, index: Index, some: range) -> list[Image]:
+def _images(
+    client: Client, args: argparse.Namespace, index: Index, some: Sequence[int]
+) -> list[Image]:
     images = client.images(some, pictures=False, index=args.index)
     _export.require_generation(index, images[0].generation)
     return images

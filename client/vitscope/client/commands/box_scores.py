@@ -1,8 +1,10 @@
 """List how far channels look at labelled boxes, or the images on which one does or does not."""
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import asdict
 from math import isnan
+from typing import Any
 
 import numpy as np
 
@@ -101,6 +103,6 @@ def _channels(client: Client, args: argparse.Namespace) -> int:
 _NAMES = ("contrast", "inside", "area", "auc")
 
 
-def _cells(scores: dict[str, float]) -> tuple[str, ...]:
+def _cells(scores: Mapping[str, Any]) -> tuple[str, ...]:
     forms = {"contrast": ".4g", "inside": ".1%", "area": ".1%", "auc": ".3f"}
     return tuple("-" if isnan(scores[name]) else f"{scores[name]:{forms[name]}}" for name in _NAMES)
