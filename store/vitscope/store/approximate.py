@@ -157,8 +157,8 @@ def _trained(vectors: Vectors, sizes: Sizes, sample: Ids, pool: Executor) -> Any
 
 
 def _parts(channels: int) -> int:
-    """Into how many parts of about 16 channels a vector is cut, each of which gets a byte."""
-    return max(parts for parts in range(1, max(1, channels // 16) + 1) if channels % parts == 0)
+    """Into how many parts of about 8 channels a vector is cut, each of which gets a byte."""
+    return max(parts for parts in range(1, max(1, channels // 8) + 1) if channels % parts == 0)
 
 
 def _centres(units: Floats, lists: int, pool: Executor) -> Floats:
