@@ -21,7 +21,7 @@ from vitscope.store.manifest import TokenLayout
 from vitscope.store.vectors import ImageVectors, PatchVectors, Vectors
 
 VECTORS = int(os.environ.get("VITSCOPE_VECTORS", "20000"))
-CELLS, CHANNELS = 50, 96
+CELLS, CHANNELS, DIMENSIONS = 50, 96, 12
 TOKENS = TokenLayout.even(("cls",), 5, 10, (50, 100))
 SMALL = replace(SIZES, flat_below=1_000, queries=600, choosing=100)
 
@@ -40,14 +40,18 @@ class Held:
 
 
 def activations(images: int, channels: int = CHANNELS, seed: int = 3) -> Half:
-    """Like those of a trained model: many, some large groups, most values near 0: (N, C, T)."""
+    """Like those of a trained model: (N, C, T).
+
+    Large and small groups that vary along few dimensions, most values near 0, some noise.
+    """
     generator = np.random.default_rng(seed)
     groups = images * CELLS // 40
-    middles = generator.normal(size=(groups, channels)) * generator.gamma(0.5, 2, (groups, 1))
+    middles = generator.normal(scale=1.5, size=(groups, DIMENSIONS))
     weights = 1 / np.arange(1, groups + 1) ** 0.7
     of = generator.choice(groups, images * (CELLS + 1), p=weights / weights.sum())
-    noise = generator.normal(scale=0.7, size=(len(of), channels))
-    wide = middles[of] + noise
+    latent = middles[of] + generator.normal(scale=0.5, size=(len(of), DIMENSIONS))
+    wide = latent @ generator.normal(size=(DIMENSIONS, channels)) / np.sqrt(DIMENSIONS)
+    wide += generator.normal(scale=0.1, size=wide.shape) - 0.5
     # The shape of GELU: a small dip below 0, and linear above.
     values = (wide / (1 + np.exp(-1.702 * wide))).astype(np.float16)
     # Some patches are of one colour, and the same wherever they are.
