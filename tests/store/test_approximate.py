@@ -36,7 +36,8 @@ class Held:
         self.shape = values.shape
 
     def read(self, *index: Any) -> npt.NDArray[Any]:
-        return self.values[index]
+        part: npt.NDArray[Any] = self.values[index]
+        return part
 
 
 def activations(images: int, channels: int = CHANNELS, seed: int = 3) -> Half:
@@ -56,7 +57,8 @@ def activations(images: int, channels: int = CHANNELS, seed: int = 3) -> Half:
     values = (wide / (1 + np.exp(-1.702 * wide))).astype(np.float16)
     # Some patches are of one colour, and the same wherever they are.
     values[generator.choice(len(values), len(values) // 100)] = values[0]
-    return values.reshape(images, CELLS + 1, channels).transpose(0, 2, 1)
+    shaped: Half = values.reshape(images, CELLS + 1, channels).transpose(0, 2, 1)
+    return shaped
 
 
 def patches_of(values: Half) -> PatchVectors:
@@ -71,7 +73,10 @@ def truth_of(values: Half) -> npt.NDArray[np.float64]:
     flat = values[rows][:, :, 1:].transpose(0, 2, 1).reshape(-1, values.shape[1])
     wide = flat.astype(np.float64)
     length = np.linalg.norm(wide, axis=1, keepdims=True)
-    return np.divide(wide, length, out=np.zeros_like(wide), where=length > 0)
+    unit: npt.NDArray[np.float64] = np.divide(
+        wide, length, out=np.zeros_like(wide), where=length > 0
+    )
+    return unit
 
 
 def built(path: Path, vectors: Vectors, sizes: Sizes, workers: int | None = None) -> float:

@@ -133,7 +133,9 @@ def score_questions(
 
 
 def nearest(generation: Generation, layer: str, row: int) -> Any:
-    return generation.neighbours(layer).nearest(row, 5)
+    query = generation.image_scores(layer, "mean", row).astype(np.float64)
+    index, vectors = generation.neighbours(layer), generation.image_vectors(layer)
+    return neighbours.nearest(index, vectors, query, 5, range(row, row + 1))
 
 
 def statistics(generation: Generation, layer: str, pooling: Pooling) -> Any:

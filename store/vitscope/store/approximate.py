@@ -138,6 +138,7 @@ def _trained(vectors: Vectors, sizes: Sizes, sample: Ids, pool: Executor) -> Any
     channels, lists = vectors.channels, _lists(vectors, sizes)
     units = normalise(vectors.read(sample))
     quantizer = faiss.IndexFlatIP(channels)
+    index: Any
     quantizer.add(_centres(units, lists, pool))
     if vectors.count * channels <= sizes.code_bytes:
         index = faiss.IndexIVFScalarQuantizer(
@@ -203,7 +204,7 @@ def _fill(index: Any, vectors: Vectors, truth: Truth, pool: Executor) -> None:
     """Add all vectors, and hold each against the queries while it is there."""
     import faiss
 
-    quantizer = faiss.downcast_index(index.quantizer)
+    quantizer: Any = faiss.downcast_index(index.quantizer)
     centres = faiss.vector_to_array(quantizer.codes).view(np.float32)
     centres = centres.reshape(-1, vectors.channels)
     for block, ids in vectors.blocks():
