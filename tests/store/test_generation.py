@@ -159,12 +159,12 @@ def test_a_manifest_of_a_later_format_is_named_as_that(
     synthetic: Synthetic, synthetic_copy: Path
 ) -> None:
     folder = synthetic_copy / "generations" / synthetic.generation
-    body = json.loads((folder / "manifest.json").read_bytes()) | {"format_version": 3}
+    body = json.loads((folder / "manifest.json").read_bytes()) | {"format_version": 4}
     data = json.dumps(body).encode()
     (folder / "manifest.json").write_bytes(data)
     folder.rename(folder.with_name(generation_name(1, data)))
     (synthetic_copy / "CURRENT").write_text(f"{generation_name(1, data)}\n")
-    with pytest.raises(UnsupportedFormatError, match="version 3; this vitscope reads"):
+    with pytest.raises(UnsupportedFormatError, match="version 4; this vitscope reads"):
         open_generation(synthetic_copy)
 
 
