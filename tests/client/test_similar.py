@@ -20,6 +20,7 @@ from synthetic import ServerProcess, build
 from vitscope.client import Client, ImageFilter, NamedDirections, NotFoundError, UsageError
 from vitscope.client.cli import main
 from vitscope.client.commands import _sheets
+from vitscope.client.requests import DIRECTION_MEASURES
 from vitscope.store.approximate import SIZES
 from vitscope.v1 import query_pb2 as pb
 from vitscope.v1.service_pb2_grpc import ActivationServiceStub
@@ -156,7 +157,7 @@ def test_the_same_direction_in_every_form(
                 index="zoo",
                 layer=LAYER,
                 direction=vector,
-                measure=f"DIRECTION_MEASURE_{measure.upper()}",
+                measure=DIRECTION_MEASURES[measure],
                 k=9,
                 filter=pb.ImageFilter(labels=["fox"]),
             )

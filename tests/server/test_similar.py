@@ -294,7 +294,7 @@ def test_images_along_a_direction(
     }
     expected = sorted(passing, key=lambda row: (-np.float32(sums[row]), row))[: usual(k, 65)]
     got = [(image.row, image.score) for image in reply.images]
-    assert got == [(row, np.float32(sums[row])) for row in expected]
+    assert got == [(row, float(np.float32(sums[row]))) for row in expected]
     assert reply.candidates == len(passing)
     assert (reply.exact, reply.recall_at_10) == (True, 1.0)
     assert reply.generation == truth.generation

@@ -116,6 +116,7 @@ def questions(generation: Generation) -> Iterator[Question]:
             for row in range(ROWS):
                 yield f"{name} all {row}", partial(generation.activations, name, row, 2)
             yield f"{name} some", partial(generation.activations, name, SOME, slice(1, 4))
+            yield f"{name} near a patch", partial(nearest_patches, generation, name, 5)
 
 
 def score_questions(
@@ -133,7 +134,16 @@ def score_questions(
 
 
 def nearest(generation: Generation, layer: str, row: int) -> Any:
-    return generation.neighbours(layer).nearest(row, 5)
+    query = generation.image_scores(layer, "mean", row).astype(np.float64)
+    index, vectors = generation.neighbours(layer), generation.image_vectors(layer)
+    return neighbours.nearest(index, vectors, query, 5, range(row, row + 1))
+
+
+def nearest_patches(generation: Generation, layer: str, patch: int) -> Any:
+    index, vectors = generation.patch_neighbours(layer), generation.patch_vectors(layer)
+    query = vectors.read(np.array([patch]))[0].astype(np.float64)
+    assert index is not None
+    return neighbours.nearest(index, vectors, query, 5, range(patch, patch + 1))
 
 
 def statistics(generation: Generation, layer: str, pooling: Pooling) -> Any:

@@ -28,6 +28,7 @@ from vitscope.store.errors import (
 from vitscope.store.generation import Generation, current_name, generation_name, open_generation
 from vitscope.store.lock import BusyIndexError
 from vitscope.store.remote import RemoteError
+from vitscope.store.vectors import normalise
 
 
 def test_answers_are_the_dense_truth(synthetic: Synthetic) -> None:
@@ -53,7 +54,8 @@ def test_several_threads_read_the_same(synthetic: Synthetic) -> None:
     generation = open_generation(synthetic.path)
     layer = "stages.1.blocks.0.mlp"
     truth = synthetic.scores(layer, "max")
-    nearest = open_generation(synthetic.path).neighbours(layer).nearest(1, 5)[0].tolist()
+    query = normalise(synthetic.scores(layer, "mean")[1:2])[0]
+    nearest = open_generation(synthetic.path).neighbours(layer).candidates(query, 5).tolist()
     wrong: list[object] = []
 
     def read(offset: int) -> None:
@@ -62,7 +64,7 @@ def test_several_threads_read_the_same(synthetic: Synthetic) -> None:
             found = generation.scores(layer, "max", number)
             if not np.array_equal(found, truth[:, number], equal_nan=True):
                 wrong.append(number)
-            if generation.neighbours(layer).nearest(1, 5)[0].tolist() != nearest:
+            if generation.neighbours(layer).candidates(query, 5).tolist() != nearest:
                 wrong.append("neighbours")
             if generation.rows.key(number) != synthetic.records[number].key:
                 wrong.append("key")
@@ -157,12 +159,12 @@ def test_a_manifest_of_a_later_format_is_named_as_that(
     synthetic: Synthetic, synthetic_copy: Path
 ) -> None:
     folder = synthetic_copy / "generations" / synthetic.generation
-    body = json.loads((folder / "manifest.json").read_bytes()) | {"format_version": 3}
+    body = json.loads((folder / "manifest.json").read_bytes()) | {"format_version": 4}
     data = json.dumps(body).encode()
     (folder / "manifest.json").write_bytes(data)
     folder.rename(folder.with_name(generation_name(1, data)))
     (synthetic_copy / "CURRENT").write_text(f"{generation_name(1, data)}\n")
-    with pytest.raises(UnsupportedFormatError, match="version 3; this vitscope reads"):
+    with pytest.raises(UnsupportedFormatError, match="version 4; this vitscope reads"):
         open_generation(synthetic_copy)
 
 
@@ -207,8 +209,8 @@ def test_a_damaged_faiss_file_is_refused_before_faiss_sees_it(
     with pytest.raises(DamagedIndexError, match=f"{name} of the index is not what was published"):
         generation.neighbours("blocks.0.mlp")
     # The others serve on.
-    rows, _ = generation.neighbours("blocks.1.mlp").nearest(1, 3)
-    assert len(rows) == 3
+    query = normalise(synthetic.scores("blocks.1.mlp", "mean")[1:2])[0]
+    assert len(generation.neighbours("blocks.1.mlp").candidates(query, 3)) >= 3
 
 
 def test_a_missing_faiss_file_is_damage(synthetic: Synthetic, synthetic_copy: Path) -> None:

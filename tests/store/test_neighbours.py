@@ -107,7 +107,8 @@ class Held:
         self.shape = values.shape
 
     def read(self, *index: Any) -> npt.NDArray[Any]:
-        return self.values[index]
+        part: npt.NDArray[Any] = self.values[index]
+        return part
 
 
 def held(vectors: npt.NDArray[np.float16], ids: npt.NDArray[np.int64]) -> ImageVectors:

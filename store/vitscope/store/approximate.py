@@ -138,6 +138,7 @@ def _trained(vectors: Vectors, sizes: Sizes, sample: Ids, pool: Executor) -> Any
     channels, lists = vectors.channels, _lists(vectors, sizes)
     units = normalise(vectors.read(sample))
     quantizer = faiss.IndexFlatIP(channels)
+    index: Any
     quantizer.add(_centres(units, lists, pool))
     if vectors.count * channels <= sizes.code_bytes:
         index = faiss.IndexIVFScalarQuantizer(
@@ -157,8 +158,8 @@ def _trained(vectors: Vectors, sizes: Sizes, sample: Ids, pool: Executor) -> Any
 
 
 def _parts(channels: int) -> int:
-    """Into how many parts of about 16 channels a vector is cut, each of which gets a byte."""
-    return max(parts for parts in range(1, max(1, channels // 16) + 1) if channels % parts == 0)
+    """Into how many parts of about 8 channels a vector is cut, each of which gets a byte."""
+    return max(parts for parts in range(1, max(1, channels // 8) + 1) if channels % parts == 0)
 
 
 def _centres(units: Floats, lists: int, pool: Executor) -> Floats:
@@ -203,7 +204,7 @@ def _fill(index: Any, vectors: Vectors, truth: Truth, pool: Executor) -> None:
     """Add all vectors, and hold each against the queries while it is there."""
     import faiss
 
-    quantizer = faiss.downcast_index(index.quantizer)
+    quantizer: Any = faiss.downcast_index(index.quantizer)
     centres = faiss.vector_to_array(quantizer.codes).view(np.float32)
     centres = centres.reshape(-1, vectors.channels)
     for block, ids in vectors.blocks():

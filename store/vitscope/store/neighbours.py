@@ -67,7 +67,8 @@ class Neighbours:
         wanted = min(most + len(leave_out), total)
         probes = self._index.nprobe
         while True:
-            how = faiss.SearchParametersIVF(nprobe=probes)
+            # FAISS's own type stubs do not know what it takes.
+            how = faiss.SearchParametersIVF(nprobe=probes)  # type: ignore[call-arg]
             _, ids = self._index.search(query[None], wanted, params=how)
             found = _others(ids[0][ids[0] >= 0], leave_out)
             if len(found) >= min(k, total - len(leave_out)) or probes >= self._index.nlist:

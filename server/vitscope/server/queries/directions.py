@@ -180,8 +180,8 @@ def _projected(
             for part, some, block in _columns(generation, layer, pooling, channels):
                 total[part] += weights[some] @ block.astype(np.float64)
         else:
-            for part, scores in _images(generation, layer, pooling, rows):
-                total[part] = scores.astype(np.float64) @ weights
+            for some, scores in _images(generation, layer, pooling, rows):
+                total[some] = scores.astype(np.float64) @ weights
         # Less 0 than it would be with a sign.
         values = (total[rows] + 0.0).astype(np.float32)
     if not np.isfinite(values).all():
