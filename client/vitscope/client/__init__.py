@@ -26,15 +26,18 @@ from vitscope.client.errors import (
 )
 from vitscope.client.filters import ImageFilter
 from vitscope.client.results import (
+    AnalyzedImage,
     BoxedImage,
     BoxScores,
     ChannelBoxScores,
+    ChannelMap,
     ChannelStatistics,
     Distinctness,
     Image,
     Index,
     Layer,
     Model,
+    Neighbours,
     PatchGrid,
     PatchMap,
     PatchMaps,
@@ -52,10 +55,12 @@ from vitscope.client.results import (
 
 __all__ = [
     "AccessError",
+    "AnalyzedImage",
     "BoxScores",
     "BoxedImage",
     "CancelledError",
     "ChannelBoxScores",
+    "ChannelMap",
     "ChannelStatistics",
     "Client",
     "DamagedIndexError",
@@ -67,6 +72,7 @@ __all__ = [
     "InvalidRequestError",
     "Layer",
     "Model",
+    "Neighbours",
     "NotFoundError",
     "NotKeptError",
     "OverloadedError",

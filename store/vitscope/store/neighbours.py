@@ -41,6 +41,12 @@ class Neighbours:
         order = np.lexsort((found, -near))[:k]
         return found[order], near[order]
 
+    def nearest_to(self, vector: npt.NDArray[Any], k: int) -> tuple[Rows, Vectors]:
+        """Rows and cosine similarities of the `k` images nearest to `vector` (C,), likewise."""
+        rows, near = self._search(normalise(vector[None]), k)
+        order = np.lexsort((rows, -near))[:k]
+        return rows[order], near[order]
+
     def _search(self, query: Vectors, k: int) -> tuple[Rows, Vectors]:
         """The `k` nearest to `query` (1, C), and all others as near as the last of them.
 

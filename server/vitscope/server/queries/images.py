@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +52,16 @@ class Ranking:
     scores: npt.NDArray[np.float32]
     """(k,)"""
     distinct: Distinct | None = None
+
+
+class Near(NamedTuple):
+    """Images by their likeness to something."""
+
+    ranking: Ranking
+    recall: float
+    """Share of the true ten nearest that such a search finds."""
+    exact: bool
+    """Whether none can have been missed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +197,24 @@ def similar_images(
     k = check_k(k, generation.manifest.valid_rows - 1, "other valid image")
     rows, similarities = generation.neighbours(layer.name).nearest(row, k)
     return Ranking(rows, similarities), generation.manifest.recall_at_10[layer.name]
+
+
+def nearest_to(
+    generation: Generation,
+    layer_name: str,
+    vector: npt.NDArray[np.floating[Any]],
+    k: int,
+    *,
+    exact: bool = False,
+) -> Near:
+    """The k images nearest to mean-pooled activations (C,) that need not be in the index.
+
+    By cosine, ties by lower row.
+    """
+    layer = find_layer(generation, layer_name)
+    rows, similarities = generation.neighbours(layer.name).nearest_to(vector, k)
+    recall = generation.manifest.recall_at_10[layer.name]
+    return Near(Ranking(rows, similarities), recall, exact or recall == 1.0)
 
 
 def check_rows(generation: Generation, rows: Sequence[int]) -> Sequence[int]:
