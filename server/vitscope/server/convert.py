@@ -318,9 +318,7 @@ def maps_to(generation: Generation, maps: Maps, *, in_bytes: bool = False) -> qu
         width=maps.values.shape[2],
         grid=_grid_to(generation, generation.layer(maps.layer)),
         encoding=query_pb2.MAP_ENCODING_FLOAT16,
-        source=query_pb2.MAP_SOURCE_RECOMPUTED
-        if maps.recomputed
-        else query_pb2.MAP_SOURCE_KEPT,
+        source=query_pb2.MAP_SOURCE_RECOMPUTED if maps.recomputed else query_pb2.MAP_SOURCE_KEPT,
     )
     if in_bytes:
         small = as_bytes(maps.values)

@@ -109,9 +109,7 @@ def analyzed_section(client: Client, index: str, own: AnalyzedImage, what: str) 
     return Section(title, cells, note=_note(client, index, own.generation))
 
 
-def neighbours_section(
-    client: Client, index: str, own: AnalyzedImage, near: Neighbours
-) -> Section:
+def neighbours_section(client: Client, index: str, own: AnalyzedImage, near: Neighbours) -> Section:
     """The images nearest to an own picture in one layer."""
     pictures = _pictures(client, index, [image.row for image in near.images])
     asked = Cell(decode(own.jpeg) if own.jpeg else None, None, "the own picture", "")

@@ -96,9 +96,7 @@ def analyze(generation: Generation, live: LiveModel, data: bytes, asked: Questio
         _maps(generation.layer(name), [channel for _, channel in some], seen.activations[name])
         for name, some in groupby(wanted, lambda each: each[0])
     ]
-    return Analysis(
-        picture, channels, neighbours, maps, generation.rows.of_bytes(picture.sha256)
-    )
+    return Analysis(picture, channels, neighbours, maps, generation.rows.of_bytes(picture.sha256))
 
 
 def _count(field: str, count: int | None, most: int, what: str, usual: int) -> int:

@@ -87,8 +87,9 @@ def picture_of(generation: Generation, live: LiveModel, row: int) -> Decoded:
         picture = live.decode(live.read(row))
     except OSError as error:
         raise NotKeptHereError(
-            f"row: the picture of row {row} cannot be read again ({error.strerror or 'no reason'}); "
-            "restore it where the server was told to find it (--data)."
+            f"row: the picture of row {row} cannot be read again "
+            f"({error.strerror or 'damaged'}); restore it where the server was told to "
+            "find it (--data)."
         ) from None
     if picture.sha256 != generation.rows.record(row).sha256 or picture.reason:
         raise NotKeptHereError(
