@@ -30,8 +30,7 @@ class LiveIndex:
     @property
     def files(self) -> list[Path]:
         """Picture files in the order of rows; the first ones are bad."""
-        names = [*BAD, *sorted(path.relative_to(self.pictures) for path in self._good)]
-        return [self.pictures / name for name in names]
+        return [*(self.pictures / name for name in BAD), *sorted(self._good)]
 
     @property
     def good_rows(self) -> list[int]:
@@ -89,7 +88,6 @@ def build_live(folder: Path) -> LiveIndex:
         unit_rows=4,
         threads=1,
         retain_all=(KEPT,),
-        boxes=None,
     )
     index(options)
     return live

@@ -40,6 +40,7 @@ class WrongService(service_pb2_grpc.ActivationServiceServicer):
 
     ListIndexes = GetIndex = TopImages = SimilarImages = GetChannelStatistics = _single
     GetBoxScores = TopImagesByBox = TopPatches = TopChannels = SimilarChannels = _single
+    AnalyzeImage = _single
     # mypy takes a stream's type for asyncio's too.
     GetPatchMaps = GetImages = TopImagesOfChannels = _stream  # type: ignore[assignment]
 

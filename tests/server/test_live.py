@@ -1,7 +1,8 @@
 """The live model: what the index did not keep, own pictures, and what keeps a server from starting.
 
-The oracle is plain PyTorch with forward hooks on the same files. The index was made with one picture
-a forward, as the live model then runs them, so that answers about one picture are equal to the bit.
+The oracle is plain PyTorch with forward hooks on the same files. The index was made with one
+picture a forward, as the live model then runs them, so that answers are equal to the bit: at
+another size of the batch matrix products may round differently, and so then may float16.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +27,15 @@ from lives import KEPT, OTHER, LiveIndex
 from pictures import BAD, jpeg, noise, write_pictures
 from PIL import Image
 from runs import tiny
+from safetensors.torch import load_file, save_file
+from sources import Item, write_tars
 from synthetic import ServerProcess, run_vitscope
 
 from vitscope.indexer.run import index
+from vitscope.server.app import load_live, open_indexes
+from vitscope.server.errors import StartError
+from vitscope.server.liveoptions import LiveOptions
+from vitscope.store.manifest import Manifest
 from vitscope.v1 import index_pb2
 from vitscope.v1 import query_pb2 as pb
 from vitscope.v1.service_pb2_grpc import ActivationServiceStub
@@ -257,9 +266,8 @@ def test_another_picture_is_answered_as_by_plain_hooks(
     for name, channel, values in got:
         assert np.array_equal(values, map_of(truth[name], channel))
     assert all(not maps.rows and maps.source == pb.MAP_SOURCE_RECOMPUTED for maps in own.maps)
-    assert all(a.layer != b.layer for a, b in zip(own.maps, own.maps[1:], strict=False)) or (
-        len(own.maps) <= len(best) + len(wanted)
-    )
+    layers = [maps.layer for maps in own.maps]
+    assert all(one != other for one, other in pairwise(layers))
 
     assert [near.layer for near in own.neighbours] == list(LAYERS)
     for near in own.neighbours:
@@ -364,7 +372,7 @@ def test_so_many_rows_are_computed_again_and_no_more(many: ActivationServiceStub
     # The one kept map may be that of the top row of some pooling.
     tops = {
         many.TopImages(pb.TopImagesRequest(layer=OTHER, channel=3, pooling=each, k=1)).images[0].row
-        for each in (1, 2, 3)
+        for each in index_pb2.Pooling.values()[1:]
     }
     lost = [row for row in range(260) if row not in tops]
     request = pb.GetPatchMapsRequest(
@@ -376,9 +384,8 @@ def test_so_many_rows_are_computed_again_and_no_more(many: ActivationServiceStub
     assert [len(reply.maps.rows) for reply in replies] == [32] * 8
     # The mean of a map is the stored score. Both were rounded to float16, and pictures stood in
     # other places of their batches, which may move the last bits of a matrix product.
-    means = np.concatenate(
-        [values_of(each.maps).astype(np.float64).mean((1, 2)) for each in replies]
-    )
+    maps = np.concatenate([values_of(each.maps) for each in replies])
+    means = maps.astype(np.float64).mean((1, 2))
     stored = many.TopImages(
         pb.TopImagesRequest(layer=OTHER, channel=3, k=260, filter=pb.ImageFilter(rows=lost[:256]))
     ).images
@@ -404,48 +411,93 @@ def test_a_caller_who_goes_away(many: ActivationServiceStub) -> None:
     assert analyze(many, jpeg(noise(1))).channels
 
 
-def start_error(*arguments: str | Path) -> str:
-    run = run_vitscope("serve", *arguments, "--listen", "127.0.0.1:0")
-    assert run.returncode == 6, run.stderr
-    lines = [line for line in run.stderr.splitlines() if line.startswith("vitscope: ")]
-    assert len(lines) == 1
-    return lines[0]
+def start_error(paths: Path | list[Path], **options: Any) -> str:
+    """Why a server of this process would not start."""
+    indexes = open_indexes(paths if isinstance(paths, list) else [paths])
+    with pytest.raises(StartError) as caught:
+        load_live(indexes, LiveOptions(**options))
+    sentence = str(caught.value)
+    assert sentence.endswith(".")
+    assert "\n" not in sentence
+    return sentence
+
+
+def test_a_server_that_does_not_start_says_why(live: LiveIndex) -> None:
+    for arguments, word in (
+        (["--live"], "give it with --checkpoint FILE."),
+        (["--data", live.pictures], "--data is for the live model; give --live too."),
+    ):
+        run = run_vitscope("serve", live.path, *arguments, "--listen", "127.0.0.1:0")
+        assert run.returncode == 6
+        assert run.stdout == ""
+        assert run.stderr.startswith("vitscope: ")
+        assert run.stderr.endswith(f"{word}\n")
 
 
 def test_what_keeps_a_server_from_starting(live: LiveIndex, tmp_path: Path) -> None:
-    error = start_error(live.path, "--live")
-    assert "--checkpoint FILE" in error
     other = tmp_path / "other.safetensors"
-    oracle.save_random_model("test_vit", other)
-    weights = oracle.load("test_vit", other).state_dict()
-    weights["norm.bias"] = weights["norm.bias"] + 1
-    oracle.save_file(weights, other)
-    assert "weights at hand are not those" in start_error(
-        live.path, "--live", "--checkpoint", other
-    )
-    error = start_error(live.path, "--live", "--checkpoint", tmp_path / "none.pth")
+    weights = load_file(live.checkpoint)
+    weights["norm.bias"] += 1
+    save_file(weights, other)
+    file, checkpoint = str(live.checkpoint), [str(live.checkpoint)]
+    error = start_error(live.path, checkpoints=[str(other)])
+    assert "weights at hand are not those" in error
+    assert "--checkpoint FILE" in error
+    error = start_error(live.path, checkpoints=[str(tmp_path / "none.pth")])
     assert "There is no checkpoint file" in error
-    error = start_error(live.path, *live.options[:3], "--device", "abacus")
-    assert "--device" in error
-    error = start_error(live.path, *live.options[:3], "--threads", "0")
-    assert "--threads" in error
-    error = start_error(live.path, *live.options[:3], "--split", "train")
-    assert "--split" in error
-    error = start_error(live.path, "--data", live.pictures)
-    assert "--data is for the live model; give --live too." in error
+    assert "--device" in start_error(live.path, checkpoints=checkpoint, device="abacus")
+    assert "--threads" in start_error(live.path, checkpoints=checkpoint, threads=0)
+    assert "--split" in start_error(live.path, checkpoints=checkpoint, splits=["train"])
+    assert "given twice" in start_error(live.path, checkpoints=[file, file])
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(live.checkpoint.read_bytes()[:1000])
+    assert "cannot be loaded" in start_error(live.path, checkpoints=[str(damaged)])
+
+
+CHANGES: dict[str, Callable[[Manifest], Manifest]] = {
+    "transform": lambda manifest: replace(
+        manifest,
+        model=replace(manifest.model, transform=(*manifest.model.transform[:-1], "Flip()")),
+    ),
+    "exif": lambda manifest: replace(manifest, model=replace(manifest.model, exif="applied")),
+    "token layouts": lambda manifest: replace(
+        manifest,
+        layers=(
+            *manifest.layers[:-1],
+            replace(
+                manifest.layers[-1], tokens=replace(manifest.layers[-1].tokens, prefix=("reg",))
+            ),
+        ),
+    ),
+    "other layers": lambda manifest: replace(manifest, layers=manifest.layers[:-1]),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_an_index_made_otherwise(live: LiveIndex, name: str) -> None:
+    """As by another version of timm: the manifest tells of what this one does not do."""
+    [(index, generation)] = open_indexes([live.path]).items()
+    generation.manifest = CHANGES[name](generation.manifest)
+    with pytest.raises(StartError, match=name):
+        load_live({index: generation}, LiveOptions(checkpoints=[str(live.checkpoint)]))
 
 
 def test_other_pictures_than_were_indexed(live: LiveIndex, tmp_path: Path) -> None:
+    def error(data: Path) -> str:
+        return start_error(live.path, checkpoints=[str(live.checkpoint)], data=[str(data)])
+
     fewer = Path(shutil.copytree(live.pictures, tmp_path / "fewer"))
     lost = fewer / live.files[live.good_rows[1]].relative_to(live.pictures)
     data = lost.read_bytes()
     lost.write_bytes(data + b"\0")
-    error = start_error(live.path, *live.options[:4], fewer)
-    assert f"row {live.good_rows[1]}" in error
-    assert f"has {len(data) + 1} bytes" in error
+    assert f"row {live.good_rows[1]} " in error(fewer)
+    assert f"has {len(data) + 1} bytes" in error(fewer)
     lost.unlink()
-    assert "is not there" in start_error(live.path, *live.options[:4], fewer)
-    assert "There is no folder" in start_error(live.path, *live.options[:4], tmp_path / "none")
+    assert "is not there" in error(fewer)
+    assert "There is no folder" in error(tmp_path / "none")
+    lost.write_bytes(data)
+    shards = write_tars(tmp_path / "shards", [Item("a.jpg", data, "a")], 1)
+    assert "is not there" in error(shards)
 
 
 def test_more_pictures_than_were_indexed_are_no_harm(
@@ -465,13 +517,13 @@ def test_more_pictures_than_were_indexed_are_no_harm(
 
 def test_several_indexes_name_what_is_whose(live: LiveIndex, serve: Serve, tmp_path: Path) -> None:
     twin = Path(shutil.copytree(live.path, tmp_path / "twin"))
-    error = start_error(live.path, twin, *live.options)
+    error = start_error([live.path, twin], checkpoints=[str(live.checkpoint)])
     assert "NAME=" in error
     assert "live, twin" in error
     given = [f"{name}={live.checkpoint}" for name in ("live", "twin")]
+    assert "given twice" in start_error([live.path, twin], checkpoints=[*given, given[0]])
+    assert "'twin'" in start_error([live.path, twin], checkpoints=given[:1])
     both = [each for one in given for each in ("--checkpoint", one)]
-    error = start_error(live.path, twin, "--live", *both, *both[:2])
-    assert "given twice" in error
     server = serve(live.path, twin, options=("--live", *both, "--data", f"twin={live.pictures}"))
     grid = pb.PatchMapGrid(layer=OTHER, rows=live.good_rows, channels=[4])
     with grpc.insecure_channel(server.address) as channel:

@@ -197,8 +197,9 @@ def _grouped(
 
     def source(place: int) -> tuple[str, int]:
         each = selectors[place]
-        there = found[place] is not None or recomputed is None
-        return each.layer, kept if there else recomputed.batch(each.row)
+        if found[place] is not None or recomputed is None:
+            return each.layer, kept
+        return each.layer, recomputed.batch(each.row)
 
     def value(place: int) -> Halves:
         held, each = found[place], selectors[place]
