@@ -7,10 +7,14 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 from synthetic import ServerProcess, Synthetic, build
+
+if TYPE_CHECKING:
+    from lives import LiveIndex
 
 # The same examples every time where nobody looks on; new ones on a person's machine.
 settings.register_profile("ci", derandomize=True)
@@ -49,6 +53,21 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     yield start
     for server in started:
         server.close()
+
+
+@pytest.fixture(scope="session")
+def live(tmp_path_factory: pytest.TempPathFactory) -> LiveIndex:
+    """An index whose model and pictures are at hand."""
+    # Only for tests that need torch.
+    from lives import build_live
+
+    return build_live(tmp_path_factory.mktemp("live"))
+
+
+@pytest.fixture(scope="session")
+def live_server(live: LiveIndex, serve: Serve) -> str:
+    """Address of a server that runs the model of that index."""
+    return serve(live.path, options=live.options).address
 
 
 @pytest.fixture(scope="session")

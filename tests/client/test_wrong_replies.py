@@ -40,6 +40,7 @@ class WrongService(service_pb2_grpc.ActivationServiceServicer):
     ListIndexes = GetIndex = TopImages = SimilarImages = GetChannelStatistics = _single
     GetBoxScores = TopImagesByBox = TopPatches = TopChannels = SimilarChannels = _single
     SimilarPatches = TopImagesAlongDirection = ListDirections = _single
+    AnalyzeImage = CompareChannels = CompareImages = _single
     # mypy takes a stream's type for asyncio's too.
     GetPatchMaps = GetImages = TopImagesOfChannels = GetScores = _stream  # type: ignore[assignment]
 

@@ -30,7 +30,7 @@ class Endless(ActivationService):
     """Answers one method with work that ends only where nobody waits for it."""
 
     def __init__(self, executor: ThreadPoolExecutor) -> None:
-        super().__init__({}, executor)
+        super().__init__({}, executor, {})
         self.begun = Event()
         self.ended = Event()
 

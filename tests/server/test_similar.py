@@ -19,7 +19,7 @@ import pytest
 from grpc import StatusCode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from server.test_questions import NUMBERS, POOLINGS, Filter, boxes_of, filters, usual
+from server.questions import NUMBERS, POOLINGS, Filter, boxes_of, filters, usual
 from synthetic import ServerProcess, Synthetic, build
 
 from vitscope.store.approximate import SIZES

@@ -26,6 +26,7 @@ from vitscope.client.errors import (
 )
 from vitscope.client.filters import ImageFilter
 from vitscope.client.results import (
+    AnalyzedImage,
     BoxedImage,
     BoxScores,
     ChangedChannels,
@@ -33,6 +34,7 @@ from vitscope.client.results import (
     ChangedImages,
     ChannelBoxScores,
     ChannelChange,
+    ChannelMap,
     ChannelStatistics,
     Directions,
     Distinctness,
@@ -41,6 +43,7 @@ from vitscope.client.results import (
     Layer,
     Model,
     NamedDirections,
+    Neighbours,
     PatchGrid,
     PatchMap,
     PatchMaps,
@@ -62,6 +65,7 @@ from vitscope.client.results import (
 
 __all__ = [
     "AccessError",
+    "AnalyzedImage",
     "BoxScores",
     "BoxedImage",
     "CancelledError",
@@ -70,6 +74,7 @@ __all__ = [
     "ChangedImages",
     "ChannelBoxScores",
     "ChannelChange",
+    "ChannelMap",
     "ChannelStatistics",
     "Client",
     "DamagedIndexError",
@@ -83,6 +88,7 @@ __all__ = [
     "Layer",
     "Model",
     "NamedDirections",
+    "Neighbours",
     "NotFoundError",
     "NotKeptError",
     "OverloadedError",

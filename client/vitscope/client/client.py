@@ -1,7 +1,9 @@
 """The synchronous client: one method per question, results in plain Python and numpy."""
 
+import os
 import re
 from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self, SupportsIndex
 
@@ -11,6 +13,7 @@ from vitscope.client import convert, requests
 from vitscope.client.errors import UsageError, rpc_errors
 from vitscope.client.filters import ImageFilter
 from vitscope.client.results import (
+    AnalyzedImage,
     ChangedChannels,
     ChangedImages,
     ChannelBoxScores,
@@ -231,7 +234,8 @@ class Client:
         image: the mean inside minus that outside. With `percentiles` channels are ranked by the
         share of images that score lower, since some are strong on every image.
 
-        Raises `NotKeptError` for a part of an image where the index keeps pooled scores only.
+        Raises `NotKeptError` for a part of an image where the index keeps pooled scores only and
+        the server has no live model.
         """
         part = requests.Part(pooling, patch, rectangle, box)
         request = requests.top_channels_request(index, row, layers, part, percentiles, k)
@@ -322,7 +326,7 @@ class Client:
         They come in the order asked for; maps that follow each other and share layer and grid
         are one result. With `encoding` 'uint8' they take half of the bytes and are off by half of
         `PatchMaps.scale` at most, and by what float16 rounds. Raises `NotKeptError` for a map that
-        the index did not keep.
+        the index did not keep, where the server has no live model.
         """
         request = requests.patch_maps_request(index, selectors, encoding)
         with rpc_errors(self._address):
@@ -369,6 +373,7 @@ class Client:
             row=int(maps.rows[0]),
             values=maps.values[0],
             grid=maps.grid,
+            recomputed=maps.recomputed is not None and bool(maps.recomputed[0]),
         )
 
     def similar_images(
@@ -555,6 +560,47 @@ class Client:
             replies = self._stub.GetScores(request, timeout=self._timeout)
             yield from convert.score_blocks(replies, layer, channels)
 
+    def analyze_image(
+        self,
+        picture: bytes | os.PathLike[str],
+        *,
+        layers: Sequence[str] = (),
+        pooling: str = "mean",
+        percentiles: bool = False,
+        channels: SupportsIndex | None = None,
+        neighbours: SupportsIndex | None = None,
+        maps: Sequence[requests.ChannelSelector] = (),
+        include_maps: bool = False,
+        index: str = "",
+    ) -> AnalyzedImage:
+        """What channels make of an own picture: the server's live model runs it once.
+
+        own = client.analyze_image(Path("fox.jpg"), percentiles=True, include_maps=True)
+        for channel in own.channels:
+            print(channel.layer, channel.channel, channel.percentile)
+
+        `picture` is the bytes of a picture file, or its path; 3 MiB at most. The strongest
+        `channels` of some `layers` or all, by `pooling`, or with `percentiles` by the share of
+        images that score lower; the nearest images (`neighbours` of them in each layer); the maps
+        of channels named in `maps` as (layer, channel), and with `include_maps` of the strongest.
+        0 channels or neighbours means none. Raises `NotKeptError` where the server has no live
+        model, and `InvalidRequestError` for what is no picture.
+        """
+        request = requests.analyze_image_request(
+            index,
+            _picture_bytes(picture),
+            layers,
+            pooling,
+            percentiles,
+            channels,
+            neighbours,
+            maps,
+            include_maps,
+        )
+        with rpc_errors(self._address):
+            reply = self._stub.AnalyzeImage(request, timeout=self._timeout)
+        return convert.analyzed_image(reply, maps, include_maps)
+
     def images(
         self, rows: Sequence[SupportsIndex], *, pictures: bool = True, index: str = ""
     ) -> list[Image]:
@@ -569,6 +615,16 @@ class Client:
         with rpc_errors(self._address):
             replies = list(self._stub.GetImages(request, timeout=self._timeout))
         return convert.images_stream(replies, rows)
+
+
+def _picture_bytes(picture: bytes | os.PathLike[str]) -> bytes:
+    if isinstance(picture, bytes):
+        return picture
+    path = Path(picture)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"Cannot read the picture {path}: {error.strerror}.") from None
 
 
 def _checked_address(address: str) -> str:

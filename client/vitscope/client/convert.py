@@ -10,7 +10,7 @@ import numpy as np
 
 from vitscope.client import results
 from vitscope.client.errors import ServerError
-from vitscope.client.requests import POOLINGS, Selector
+from vitscope.client.requests import POOLINGS, ChannelSelector, Selector
 from vitscope.v1 import index_pb2, query_pb2
 
 _POOLING_NAMES = {value: name for name, value in POOLINGS.items()}
@@ -42,6 +42,7 @@ def index(message: index_pb2.Index) -> results.Index:
         rows=message.rows,
         valid_rows=message.valid_rows,
         layers=tuple(layer(one, model) for one in message.layers),
+        live_model=message.live_model,
     )
 
 
@@ -383,6 +384,7 @@ def patch_maps(message: query_pb2.PatchMaps, generation: str) -> results.PatchMa
         values=values,
         grid=patch_grid(message.grid, height, width) if message.HasField("grid") else None,
         scale=scale,
+        recomputed=np.full(count, message.source == query_pb2.MAP_SOURCE_RECOMPUTED),
     )
 
 
@@ -448,6 +450,7 @@ def _joined(parts: Sequence[results.PatchMaps]) -> results.PatchMaps:
         values=np.concatenate([part.values for part in parts]),
         grid=parts[0].grid,
         scale=_joined_scale(parts),
+        recomputed=_joined_recomputed(parts),
     )
 
 
@@ -530,6 +533,60 @@ def joined_scores(blocks: Iterable[results.ScoreBlock]) -> results.Scores:
         channels=channels,
         values=values,
     )
+
+
+def _joined_recomputed(
+    parts: Sequence[results.PatchMaps],
+) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    flags = [part.recomputed for part in parts if part.recomputed is not None]
+    return np.concatenate(flags)
+
+
+def analyzed_image(
+    message: query_pb2.AnalyzeImageResponse,
+    maps: Iterable[ChannelSelector],
+    include_maps: bool,
+) -> results.AnalyzedImage:
+    """The reply, whose maps have to be those asked for."""
+    channels = tuple(map(scored_channel, message.channels))
+    found = [one for each in message.maps for one in _own_maps(each, message.generation)]
+    strongest = [(each.layer, each.channel) for each in channels if include_maps]
+    asked = [*strongest, *((layer, operator.index(channel)) for layer, channel in maps)]
+    _require_asked("maps", [(each.layer, each.channel) for each in found], asked)
+    picture = image(message.image, message.generation)
+    return results.AnalyzedImage(
+        generation=message.generation,
+        channels=channels,
+        neighbours=tuple(
+            results.Neighbours(
+                layer=each.layer,
+                images=tuple(map(scored_image, each.images)),
+                exact=each.exact,
+                recall_at_10=each.recall_at_10,
+            )
+            for each in message.neighbours
+        ),
+        maps=tuple(found),
+        jpeg=picture.jpeg,
+        width=picture.width,
+        height=picture.height,
+        view=picture.view,
+        same_as_row=message.same_as_row if message.HasField("same_as_row") else None,
+    )
+
+
+def _own_maps(message: query_pb2.PatchMaps, generation: str) -> list[results.ChannelMap]:
+    """Maps of a picture that has no row."""
+    if message.rows:
+        raise ServerError("The server's reply is inconsistent: maps of an own picture with rows.")
+    filled = query_pb2.PatchMaps()
+    filled.CopyFrom(message)
+    filled.rows.extend([0] * len(message.channels))
+    maps = patch_maps(filled, generation)
+    return [
+        results.ChannelMap(maps.layer, channel, values, maps.grid)
+        for channel, values in zip(maps.channels.tolist(), maps.values, strict=True)
+    ]
 
 
 def images_stream(

@@ -43,6 +43,10 @@ Selector = tuple[str, SupportsIndex, SupportsIndex]
 """(layer, channel, row)"""
 Direction = Mapping[int, float] | NDArray[Any] | str
 """Weights by channel, a weight for every channel (C,), or the name of one that the server has."""
+ChannelSelector = tuple[str, SupportsIndex]
+"""(layer, channel)"""
+MAX_PICTURE_BYTES = 3 << 20
+"""More than this no server takes; a request stays clear of gRPC's limit of 4 MiB."""
 
 
 def pooling_value(name: str) -> index_pb2.Pooling.ValueType:
@@ -434,6 +438,40 @@ def top_images_along_request(
         k=_count(k),
         filter=image_filter(where),
         exact=exact,
+    )
+
+
+def analyze_image_request(
+    index: str,
+    picture: bytes,
+    layers: Iterable[str],
+    pooling: str,
+    percentiles: bool,
+    channels: SupportsIndex | None,
+    neighbours: SupportsIndex | None,
+    maps: Iterable[ChannelSelector],
+    include_maps: bool,
+) -> query_pb2.AnalyzeImageRequest:
+    if len(picture) > MAX_PICTURE_BYTES:
+        raise UsageError(
+            f"picture has {len(picture):,} bytes; at most {MAX_PICTURE_BYTES:,} can be sent: make "
+            "it smaller, or store it as a JPEG."
+        )
+    return query_pb2.AnalyzeImageRequest(
+        index=_text("index", index),
+        picture=picture,
+        layers=_layers(layers),
+        pooling=pooling_value(pooling),
+        measure=query_pb2.MEASURE_PERCENTILE if percentiles else query_pb2.MEASURE_VALUE,
+        channels=None if channels is None else _whole("channels", channels, bits=32),
+        neighbours=None if neighbours is None else _whole("neighbours", neighbours, bits=32),
+        maps=[
+            query_pb2.ChannelSelector(
+                layer=_text("layer", layer), channel=_whole("channel", channel, bits=32)
+            )
+            for layer, channel in maps
+        ],
+        include_maps=include_maps,
     )
 
 

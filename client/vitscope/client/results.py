@@ -79,6 +79,8 @@ class Index:
     """Images that could be read."""
     layers: tuple[Layer, ...]
     """In the order of execution; empty from `Client.indexes`, which does not describe them."""
+    live_model: bool = False
+    """Whether the server runs the model for what the index did not keep, and for own pictures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,9 @@ class PatchMaps:
     scale: NDArray[np.float32] | None = None
     """(M,) where maps came with a byte a value: each is off by half of it at most, and by what
     float16 rounds."""
+    recomputed: NDArray[np.bool_] | None = None
+    """(M,): which maps come from the server's live model instead of the index, equal to what was
+    indexed but for what the size of a batch does to the last bits. None means that none does."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,6 +159,8 @@ class PatchMap:
     """(H, W) activations."""
     grid: PatchGrid | None
     """None where an older server does not tell; its patches cover the input evenly."""
+    recomputed: bool = False
+    """Whether it comes from the server's live model instead of the index."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -499,3 +506,50 @@ class ChangedImages:
     channel: int
     images: tuple[ChangedImage, ...]
     candidates: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChannelMap:
+    """The activation of one channel over the patch grid of a picture that was brought along."""
+
+    layer: str
+    channel: int
+    values: NDArray[np.float16]
+    """(H, W) activations."""
+    grid: PatchGrid | None
+    """Where the patches lie in the model's input."""
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """The images nearest to a picture that was brought along, in one layer."""
+
+    layer: str
+    images: tuple[ScoredImage, ...]
+    """Higher cosine of the mean-pooled activations first, then lower row."""
+    exact: bool
+    """False where the search may have missed neighbours."""
+    recall_at_10: float
+    """Share of the true ten nearest that the search finds, measured when the index was built."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AnalyzedImage:
+    """What channels make of a picture that was brought along."""
+
+    generation: str
+    channels: tuple[ScoredChannel, ...]
+    """Strongest first; among equals the earlier layer, then the lower channel."""
+    neighbours: tuple[Neighbours, ...]
+    """By layer, in the order of execution."""
+    maps: tuple[ChannelMap, ...]
+    """Those of the strongest channels where asked for, then those of the channels asked for."""
+    jpeg: bytes
+    """The picture as the model saw it (resized and cropped)."""
+    width: int
+    """Pixels of the source picture, before any transform."""
+    height: int
+    view: tuple[float, float, float, float] | None
+    """What of the source picture the whole of the model's input shows, as in `Image.view`."""
+    same_as_row: int | None
+    """The image of the index that has the same bytes, where there is one."""

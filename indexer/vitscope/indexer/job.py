@@ -114,18 +114,8 @@ def _plan(
 ) -> Plan:
     old = base.rows if base else 0
     rows = old + len(source.rows)
-    record = ModelRecord(
-        name=model.name,
-        weights_source=model.weights_source,
-        weights_sha256=model.weights_sha256,
-        input_size=model.input_size,
-        dtype=options.dtype,
-        transform=tuple(str(step) for step in model.steps),
-        decoder=options.decoder,
-        exif="ignored",
-    )
     return Plan(
-        model=record,
+        model=recorded_model(model, options.dtype, options.decoder),
         layers=_layers(options, layers, rows),
         base=base.name if base else "",
         base_rows=old,
@@ -135,6 +125,20 @@ def _plan(
         unit_rows=_unit_rows(options, rows, base, batch_size),
         threads=threads,
         thumbnail_size=options.thumbnail_size,
+    )
+
+
+def recorded_model(model: LoadedModel, dtype: str, decoder: str) -> ModelRecord:
+    """What an index tells of the model that made it."""
+    return ModelRecord(
+        name=model.name,
+        weights_source=model.weights_source,
+        weights_sha256=model.weights_sha256,
+        input_size=model.input_size,
+        dtype=dtype,
+        transform=tuple(str(step) for step in model.steps),
+        decoder=decoder,
+        exif="ignored",
     )
 
 
@@ -222,15 +226,20 @@ def _threads(
     return options.threads or before or max(1, (os.cpu_count() or 1) // options.processes)
 
 
-def _device(options: Options, worker: int) -> str:
-    if options.device:
+def usable_device(asked: str) -> str:
+    """The device, if it can be used; where none is asked for CUDA, or else the processor."""
+    if asked:
         try:
-            torch.empty(1, device=options.device)
+            torch.empty(1, device=asked)
         except (RuntimeError, AssertionError):
             raise IndexingError(
-                f"The device {options.device!r} cannot be used here; give --device cpu."
+                f"The device {asked!r} cannot be used here; give --device cpu."
             ) from None
-    asked = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if asked == "cuda" and options.processes > 1:
+    return asked or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _device(options: Options, worker: int) -> str:
+    device = usable_device(options.device)
+    if device == "cuda" and options.processes > 1:
         return f"cuda:{worker % torch.cuda.device_count()}"
-    return asked
+    return device

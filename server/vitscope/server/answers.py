@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vitscope.server import convert
+from vitscope.server.errors import NotKeptHereError
 from vitscope.server.queries import (
+    analysis,
     boxes,
     channels,
     compare,
@@ -16,6 +18,7 @@ from vitscope.server.queries import (
     scores,
     similar,
 )
+from vitscope.server.queries.model import LiveModel
 from vitscope.store.generation import Generation
 from vitscope.store.manifest import Pooling
 from vitscope.v1 import query_pb2 as pb
@@ -74,7 +77,9 @@ def top_patches(generation: Generation, request: pb.TopPatchesRequest) -> pb.Top
     )
 
 
-def top_channels(generation: Generation, request: pb.TopChannelsRequest) -> pb.TopChannelsResponse:
+def top_channels(
+    generation: Generation, request: pb.TopChannelsRequest, live: LiveModel | None = None
+) -> pb.TopChannelsResponse:
     """The channels that are strongest on an image, or a part of it."""
     found = channels.top_channels(
         generation,
@@ -83,6 +88,7 @@ def top_channels(generation: Generation, request: pb.TopChannelsRequest) -> pb.T
         convert.where_from(request),
         convert.k_from(request),
         percentiles=convert.percentiles_from(request.measure),
+        live=live,
     )
     return pb.TopChannelsResponse(generation=generation.name, channels=convert.channels_to(found))
 
@@ -135,13 +141,13 @@ def top_images_by_box(
 
 
 def patch_maps(
-    generation: Generation, request: pb.GetPatchMapsRequest
+    generation: Generation, request: pb.GetPatchMapsRequest, live: LiveModel | None = None
 ) -> Iterator[pb.GetPatchMapsResponse]:
     """Patch maps of chosen images and channels."""
     selectors = [maps.Selector(each.layer, each.channel, each.row) for each in request.maps]
     grids = [maps.Grid(each.layer, each.rows, each.channels) for each in request.grids]
     small = convert.in_bytes_from(request.encoding)
-    found = maps.patch_maps(generation, selectors, grids)
+    found = maps.patch_maps(generation, selectors, grids, live)
     if small:
         for some in found:
             maps.check_finite(some)
@@ -215,6 +221,19 @@ def named_directions(
         pb.NamedDirections(layer=each.layer, name=each.name, count=each.count) for each in found
     ]
     return pb.ListDirectionsResponse(generation=generation.name, directions=named)
+
+
+def analyze_image(
+    generation: Generation, request: pb.AnalyzeImageRequest, live: LiveModel | None = None
+) -> pb.AnalyzeImageResponse:
+    """What channels make of a picture that is brought along."""
+    if live is None:
+        raise NotKeptHereError(
+            "index: this server does not run the model of the index; start it with --live."
+        )
+    asked = convert.analysis_from(request)
+    found = analysis.analyze(generation, live, request.picture, asked)
+    return convert.analysis_to(generation, found)
 
 
 def images_of(

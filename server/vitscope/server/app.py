@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +20,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from vitscope.server.errors import StartError
+from vitscope.server.liveoptions import LiveOptions
+from vitscope.server.queries.model import LiveModel
 from vitscope.server.service import ActivationService
 from vitscope.server.status import StatusInterceptor
 from vitscope.store import neighbours
@@ -40,6 +42,8 @@ class Settings:
     grace: float = 10.0
     """Seconds that calls in flight get at the end."""
     threads: int = os.cpu_count() or 1
+    live: LiveOptions | None = None
+    """Whether and how to run the models of the indexes."""
 
 
 def open_indexes(paths: Sequence[Path]) -> dict[str, Generation]:
@@ -53,9 +57,26 @@ def open_indexes(paths: Sequence[Path]) -> dict[str, Generation]:
     return generations
 
 
+def load_live(
+    generations: Mapping[str, Generation], options: LiveOptions
+) -> Mapping[str, LiveModel]:
+    """The live model of every index; raises `StartError` where there can be none."""
+    try:
+        # Nothing of torch is loaded without.
+        from vitscope.server.live import load
+    except ImportError as error:
+        raise StartError(
+            f"--live runs the models with the indexer's libraries, and {error.name} is not "
+            "installed; install them with: pip install 'vitscope[server,indexer]'."
+        ) from None
+    return load(generations, options)
+
+
 async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM; calls `ready` with the address once it accepts calls."""
     generations = open_indexes(settings.indexes)
+    # Before FAISS, which has to come after torch.
+    live = load_live(generations, settings.live) if settings.live else {}
     neighbours.prepare()
     # Requests share the cores: FAISS gets one thread for each of them.
     prepare = partial(neighbours.prepare, threads=1)
@@ -63,7 +84,7 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
         # Off, or a second server on the port would silently take half of the calls.
         options = [("grpc.so_reuseport", 0)]
         server = aio.server(interceptors=[StatusInterceptor()], options=options)
-        service = ActivationService(generations, executor)
+        service = ActivationService(generations, executor, live)
         service_pb2_grpc.add_ActivationServiceServicer_to_server(service, server)
         checks = await _add_health(server)
         if settings.reflection:

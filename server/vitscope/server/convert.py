@@ -8,6 +8,8 @@ import numpy as np
 
 from vitscope.server.errors import InvalidArgumentError
 from vitscope.server.queries import directions
+from vitscope.server.queries.analysis import Analysis
+from vitscope.server.queries.analysis import Question as AnalysisQuestion
 from vitscope.server.queries.boxes import Measure, RankedByBox, Scores
 from vitscope.server.queries.channels import BoxNumber, Channels, Patch, Statistics, Where
 from vitscope.server.queries.compare import Change, ChangedChannels, ChangedImages
@@ -211,7 +213,9 @@ def percentiles_from(number: int) -> bool:
     return measures[number]
 
 
-def index_to(name: str, generation: Generation, *, layers: bool) -> index_pb2.Index:
+def index_to(
+    name: str, generation: Generation, *, layers: bool, live: bool = False
+) -> index_pb2.Index:
     """Description of an index, with its layers or without."""
     manifest = generation.manifest
     model = manifest.model
@@ -229,6 +233,7 @@ def index_to(name: str, generation: Generation, *, layers: bool) -> index_pb2.In
         rows=manifest.rows,
         valid_rows=manifest.valid_rows,
         layers=[_layer_to(layer) for layer in manifest.layers] if layers else (),
+        live_model=live,
     )
 
 
@@ -420,7 +425,7 @@ def maps_to(generation: Generation, maps: Maps, *, in_bytes: bool = False) -> qu
         width=maps.values.shape[2],
         grid=grid_to(generation, generation.layer(maps.layer)),
         encoding=query_pb2.MAP_ENCODING_FLOAT16,
-        source=query_pb2.MAP_SOURCE_KEPT,
+        source=query_pb2.MAP_SOURCE_RECOMPUTED if maps.recomputed else query_pb2.MAP_SOURCE_KEPT,
     )
     if in_bytes:
         small = as_bytes(maps.values)
@@ -488,6 +493,47 @@ def images_to(
             batch, size = [], 0
     if batch:
         yield query_pb2.GetImagesResponse(generation=generation.name, images=batch)
+
+
+def analysis_from(request: query_pb2.AnalyzeImageRequest) -> AnalysisQuestion:
+    """What is asked about a picture that is brought along."""
+    return AnalysisQuestion(
+        layers=request.layers,
+        pooling=pooling_from(request.pooling),
+        percentiles=percentiles_from(request.measure),
+        channels=request.channels if request.HasField("channels") else None,
+        neighbours=request.neighbours if request.HasField("neighbours") else None,
+        maps=[(each.layer, each.channel) for each in request.maps],
+        include_maps=request.include_maps,
+    )
+
+
+def analysis_to(generation: Generation, analysis: Analysis) -> query_pb2.AnalyzeImageResponse:
+    """The answer about it."""
+    picture = analysis.picture
+    width, height = picture.size
+    return query_pb2.AnalyzeImageResponse(
+        generation=generation.name,
+        channels=channels_to(analysis.channels),
+        neighbours=[
+            query_pb2.LayerNeighbours(
+                layer=layer,
+                images=ranking_to(generation, near.ranking),
+                exact=near.exact,
+                recall_at_10=near.recall,
+            )
+            for layer, near in analysis.neighbours
+        ],
+        maps=[maps_to(generation, maps) for maps in analysis.maps],
+        image=query_pb2.Image(
+            valid=True,
+            jpeg=picture.thumbnail,
+            width=width,
+            height=height,
+            view=_rectangle_to(picture.view),
+        ),
+        same_as_row=analysis.same_as_row,
+    )
 
 
 def _rectangle_to(rectangle: Rectangle | None) -> query_pb2.Rectangle | None:

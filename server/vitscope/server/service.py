@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Executor
+from functools import partial
 from itertools import islice
 from threading import Event
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 from vitscope.server import answers, convert
 from vitscope.server.going import run_for
 from vitscope.server.queries.checks import find_index
+from vitscope.server.queries.model import LiveModel
 from vitscope.store.generation import Generation
 from vitscope.v1 import query_pb2 as pb
 from vitscope.v1 import service_pb2_grpc
@@ -25,16 +27,25 @@ _REPLIES_AT_ONCE = 16
 class ActivationService(service_pb2_grpc.ActivationServiceServicer):
     """Answers from the generations it was given; a request keeps to one of them throughout."""
 
-    def __init__(self, generations: Mapping[str, Generation], executor: Executor) -> None:
+    def __init__(
+        self,
+        generations: Mapping[str, Generation],
+        executor: Executor,
+        live: Mapping[str, LiveModel],
+    ) -> None:
+        """`live` has the live models, by the name of their index."""
         self._generations = generations
         self._executor = executor
+        self._live = live
 
     async def ListIndexes(  # noqa: N802
         self, request: pb.ListIndexesRequest, context: Any
     ) -> pb.ListIndexesResponse:
         """Describe every index, without layers."""
-        found = self._generations.items()
-        indexes = [convert.index_to(name, held, layers=False) for name, held in found]
+        indexes = [
+            convert.index_to(name, held, layers=False, live=name in self._live)
+            for name, held in self._generations.items()
+        ]
         return pb.ListIndexesResponse(indexes=indexes)
 
     async def GetIndex(  # noqa: N802
@@ -43,7 +54,8 @@ class ActivationService(service_pb2_grpc.ActivationServiceServicer):
         """Describe one index."""
         generation = find_index(self._generations, request.index)
         name = next(name for name, held in self._generations.items() if held is generation)
-        return pb.GetIndexResponse(index=convert.index_to(name, generation, layers=True))
+        live = name in self._live
+        return pb.GetIndexResponse(index=convert.index_to(name, generation, layers=True, live=live))
 
     async def TopImages(  # noqa: N802
         self, request: pb.TopImagesRequest, context: Any
@@ -74,7 +86,7 @@ class ActivationService(service_pb2_grpc.ActivationServiceServicer):
         self, request: pb.TopChannelsRequest, context: Any
     ) -> pb.TopChannelsResponse:
         """The channels that are strongest on an image."""
-        return await self._answer(answers.top_channels, request)
+        return await self._answer(self._with_live(answers.top_channels, request), request)
 
     async def SimilarChannels(  # noqa: N802
         self, request: pb.SimilarChannelsRequest, context: Any
@@ -98,7 +110,10 @@ class ActivationService(service_pb2_grpc.ActivationServiceServicer):
         self, request: pb.GetPatchMapsRequest, context: Any
     ) -> AsyncIterator[pb.GetPatchMapsResponse]:
         """Patch maps of chosen images and channels."""
-        async for reply in self._stream(answers.patch_maps, request):
+        answer = self._with_live(answers.patch_maps, request)
+        # Each may cost a forward, which nobody waits for any more where the caller went away.
+        at_once = 1 if self._live else _REPLIES_AT_ONCE
+        async for reply in self._stream(answer, request, at_once):
             yield reply
 
     async def SimilarImages(  # noqa: N802
@@ -124,6 +139,12 @@ class ActivationService(service_pb2_grpc.ActivationServiceServicer):
     ) -> pb.ListDirectionsResponse:
         """The directions that lie beside an index."""
         return await self._answer(answers.named_directions, request)
+
+    async def AnalyzeImage(  # noqa: N802
+        self, request: pb.AnalyzeImageRequest, context: Any
+    ) -> pb.AnalyzeImageResponse:
+        """What channels make of a picture that is brought along."""
+        return await self._answer(self._with_live(answers.analyze_image, request), request)
 
     async def GetImages(  # noqa: N802
         self, request: pb.GetImagesRequest, context: Any
@@ -162,11 +183,19 @@ class ActivationService(service_pb2_grpc.ActivationServiceServicer):
         generation = find_index(self._generations, request.index)
         return await self._run(answer, generation, request)
 
+    def _with_live(self, answer: Callable[..., _T], request: Any) -> Callable[..., _T]:
+        """The answer, told of the live model of the request's index where there is one."""
+        only = next(iter(self._generations)) if len(self._generations) == 1 else ""
+        return partial(answer, live=self._live.get(request.index or only))
+
     async def _stream(
-        self, answer: Callable[[Generation, Any], Iterator[_T]], request: Any
+        self,
+        answer: Callable[[Generation, Any], Iterator[_T]],
+        request: Any,
+        at_once: int = _REPLIES_AT_ONCE,
     ) -> AsyncIterator[_T]:
         replies = await self._answer(answer, request)
-        while some := await self._run(_some, replies):
+        while some := await self._run(_some, replies, at_once):
             for reply in some:
                 yield reply
 
@@ -180,5 +209,5 @@ class ActivationService(service_pb2_grpc.ActivationServiceServicer):
             gone.set()
 
 
-def _some(replies: Iterator[_T]) -> list[_T]:
-    return list(islice(replies, _REPLIES_AT_ONCE))
+def _some(replies: Iterator[_T], count: int) -> list[_T]:
+    return list(islice(replies, count))

@@ -99,8 +99,21 @@ class RowTable:
         columns = [self._open(self._path / name).read() for name in ("width", "height")]
         return np.stack(columns, axis=1)
 
+    @cached_property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Bytes of each source file when the rows were frozen: (N,)."""
+        return self._open(self._path / "bytes").read()
+
     def __len__(self) -> int:
         return len(self.valid)
+
+    def of_bytes(self, sha256: str) -> int | None:
+        """The first image whose source bytes have this digest; None where there is none."""
+        digest = np.frombuffer(bytes.fromhex(sha256), np.uint8)
+        for row in np.flatnonzero(self._digest_heads == digest[:8].view(np.uint64)).tolist():
+            if np.array_equal(self._digests.read(row), digest):
+                return int(row)
+        return None
 
     def labelled(self, names: Iterable[str]) -> npt.NDArray[np.bool_]:
         """Which images have one of these labels: (N,); raises `KeyError` for one that none has."""
@@ -145,7 +158,7 @@ class RowTable:
             label=self.label(row),
             valid=bool(self.valid[row]),
             reason=self.reason(row),
-            bytes=int(self._lengths[row]),
+            bytes=int(self.lengths[row]),
             sha256=digest.hex() if any(digest) else "",
             width=int(self.sizes[row, 0]),
             height=int(self.sizes[row, 1]),
@@ -189,12 +202,13 @@ class RowTable:
         return self._open(self._path / "sha256")
 
     @cached_property
-    def _views(self) -> Readable:
-        return self._open(self._path / "view")
+    def _digest_heads(self) -> npt.NDArray[np.uint64]:
+        """The first eight bytes of each digest, which hardly two images share: (N,); held."""
+        return np.ascontiguousarray(self._digests.read()[:, :8]).view(np.uint64)[:, 0]
 
     @cached_property
-    def _lengths(self) -> npt.NDArray[np.int64]:
-        return self._open(self._path / "bytes").read()
+    def _views(self) -> Readable:
+        return self._open(self._path / "view")
 
     def _column(self, name: str) -> StoredBytes:
         return StoredBytes.open(self._path, name, self._open)

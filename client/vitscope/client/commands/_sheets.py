@@ -1,6 +1,6 @@
 """From answers to sheets; imported only when a picture is asked for, since Pillow is."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,11 @@ from vitscope.client.commands._common import display_name, report_written
 from vitscope.client.errors import UsageError
 from vitscope.client.pictures import Cell, Section, decode, gallery_sheet, save_png
 from vitscope.client.results import (
+    AnalyzedImage,
+    Neighbours,
     PatchMap,
     PatchMaps,
+    ScoredImage,
     SimilarImages,
     SimilarPatches,
     TopImages,
@@ -106,19 +109,53 @@ def similar_images_section(client: Client, index: str, near: SimilarImages) -> S
     _require_few(1 + len(near.images))
     rows = [near.row, *(image.row for image in near.images)]
     pictures = _pictures(client, index, rows)
-    neighbours = [
+    neighbours = _near_cells(near.images, pictures)
+    asked = Cell(pictures[near.row], None, "the image asked about", f"row {near.row}")
+    title = f"{near.layer} · images nearest to row {near.row}"
+    note = f"{_note(client, index, near.generation)} · {_found(near)}"
+    return Section(title, [asked, *neighbours], note=note, maps=False)
+
+
+def analyzed_section(client: Client, index: str, own: AnalyzedImage, what: str) -> Section:
+    """The picture under the map of each of its strongest channels; `what` its scores are called."""
+    picture = decode(own.jpeg) if own.jpeg else None
+    cells = [
+        Cell(
+            picture=picture,
+            patch_map=map_.values,
+            heading=f"{rank}  {each.layer} · {each.channel}",
+            detail=f"{what} {each.score:.4g}"
+            + ("" if each.percentile is None else f" · above {each.percentile:.2%}"),
+            grid=map_.grid,
+        )
+        for rank, (each, map_) in enumerate(zip(own.channels, own.maps, strict=False), 1)
+    ]
+    by = "percentile" if any(each.percentile is not None for each in own.channels) else what
+    title = f"own picture · strongest {len(cells)} channels by {by}"
+    return Section(title, cells, note=_note(client, index, own.generation))
+
+
+def neighbours_section(client: Client, index: str, own: AnalyzedImage, near: Neighbours) -> Section:
+    """The images nearest to an own picture in one layer."""
+    pictures = _pictures(client, index, [image.row for image in near.images])
+    asked = Cell(decode(own.jpeg) if own.jpeg else None, None, "the own picture", "")
+    title = f"{near.layer} · images nearest to the own picture"
+    note = _found(near)
+    return Section(title, [asked, *_near_cells(near.images, pictures)], note=note, maps=False)
+
+
+def _near_cells(
+    images: Sequence[ScoredImage], pictures: Mapping[int, NDArray[np.uint8] | None]
+) -> list[Cell]:
+    return [
         Cell(
             picture=pictures[image.row],
             patch_map=None,
             heading=f"{rank}  {display_name(image)}",
             detail=f"cosine {image.score:.4f} · row {image.row}",
         )
-        for rank, image in enumerate(near.images, 1)
+        for rank, image in enumerate(images, 1)
     ]
-    asked = Cell(pictures[near.row], None, "the image asked about", f"row {near.row}")
-    title = f"{near.layer} · images nearest to row {near.row}"
-    note = f"{_note(client, index, near.generation)} · {_found(near.exact, near.recall_at_10)}"
-    return Section(title, [asked, *neighbours], note=note, maps=False)
 
 
 def similar_patches_section(client: Client, index: str, near: SimilarPatches) -> Section:
@@ -141,7 +178,7 @@ def similar_patches_section(client: Client, index: str, near: SimilarPatches) ->
     picture = pictures[near.row]
     asked = Cell(picture, None, "the patch asked about", detail, near.grid, near.patch)
     title = f"{near.layer} · patches nearest to {y}, {x} of row {near.row}"
-    note = f"{_note(client, index, near.generation)} · {_found(near.exact, near.recall_at_10)}"
+    note = f"{_note(client, index, near.generation)} · {_found(near)}"
     return Section(title, [asked, *neighbours], note=note, maps=False)
 
 
@@ -159,12 +196,12 @@ def along_section(client: Client, index: str, along: TopImagesAlong, name: str) 
     ]
     title = f"{along.layer} · along {name} · top {len(cells)} by {along.measure}"
     note = f"{_note(client, index, along.generation)} · {along.pooling} pooling"
-    note += f" · {_found(along.exact, along.recall_at_10)}"
+    note += f" · {_found(along)}"
     return Section(title, cells, note=note, maps=False)
 
 
-def _found(exact: bool, recall: float) -> str:
-    return "exact" if exact else f"finds {recall:.1%} of the true ten nearest"
+def _found(near: SimilarImages | SimilarPatches | TopImagesAlong | Neighbours) -> str:
+    return "exact" if near.exact else f"finds {near.recall_at_10:.1%} of the true ten nearest"
 
 
 def _pictures(

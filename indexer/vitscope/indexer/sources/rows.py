@@ -54,7 +54,8 @@ class RowList(Sequence[SourceRow]):
     keys: Texts
     _labels: npt.NDArray[np.int32]
     _label_names: tuple[str, ...]
-    _sizes: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
+    """Length of every encoded image in bytes: (N,)."""
     boxes: BoxList
 
     def __len__(self) -> int:
@@ -72,7 +73,7 @@ class RowList(Sequence[SourceRow]):
         return SourceRow(
             self.keys[row],
             None if label < 0 else self._label_names[label],
-            int(self._sizes[row]),
+            int(self.sizes[row]),
             self.boxes[row],
         )
 

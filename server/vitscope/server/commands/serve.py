@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vitscope.server.liveoptions import LiveOptions
 
 EXTRA = "server"
 
@@ -20,6 +24,65 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--reflection", action="store_true", help="let tools such as grpcurl list the service")
     add("--grace", type=float, default=10.0, help="seconds for calls in flight at the end")
+    _add_live(parser)
+
+
+def _add_live(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("live model (of several indexes each says NAME=…)")
+    add = group.add_argument
+    add(
+        "--live",
+        action="store_true",
+        help="run the models of the indexes for what these did not keep, and for own pictures",
+    )
+    add(
+        "--checkpoint",
+        action="append",
+        default=[],
+        metavar="[NAME=]FILE",
+        help="weights that the index was made with, where they came from a file",
+    )
+    add(
+        "--data",
+        action="append",
+        default=[],
+        metavar="[NAME=]PATH",
+        help="the pictures that were indexed, as `vitscope index --data` takes them; without, own "
+        "pictures only",
+    )
+    add(
+        "--split",
+        action="append",
+        default=[],
+        metavar="[NAME=]SPLIT",
+        help="which split of a Hugging Face data set",
+    )
+    add("--device", default="", help="cpu, cuda, cuda:1 (default: CUDA where there is one)")
+    add(
+        "--threads",
+        type=int,
+        metavar="T",
+        help="CPU threads of a forward (default: as many as the index was made with)",
+    )
+
+
+def _live_from(args: argparse.Namespace) -> LiveOptions | None:
+    from vitscope.server.errors import StartError
+    from vitscope.server.liveoptions import LiveOptions
+
+    names = ("checkpoint", "data", "split", "device", "threads")
+    given = [f"--{name}" for name in names if getattr(args, name)]
+    if given and not args.live:
+        raise StartError(f"{given[0]} is for the live model; give --live too.")
+    if not args.live:
+        return None
+    return LiveOptions(
+        checkpoints=args.checkpoint,
+        data=args.data,
+        splits=args.split,
+        device=args.device,
+        threads=args.threads,
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,7 +96,11 @@ def run(args: argparse.Namespace) -> int:
     # FAISS tells how it probed the processor.
     logging.getLogger("faiss").setLevel(logging.WARNING)
     settings = Settings(
-        indexes=args.paths, listen=args.listen, reflection=args.reflection, grace=args.grace
+        indexes=args.paths,
+        listen=args.listen,
+        reflection=args.reflection,
+        grace=args.grace,
+        live=_live_from(args),
     )
     asyncio.run(serve(settings, lambda address: print(f"Serving on {address}", flush=True)))
     return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,8 @@ from vitscope.server.queries.checks import (
     find_layers,
     view_of,
 )
+from vitscope.server.queries.model import Halves, LiveModel
+from vitscope.server.queries.recompute import activations_of
 from vitscope.store.generation import Generation
 from vitscope.store.geometry import Rectangle, box_share, tells_apart
 from vitscope.store.layout import scores_name
@@ -98,22 +100,44 @@ def top_channels(
     k: int | None,
     *,
     percentiles: bool,
+    live: LiveModel | None = None,
 ) -> Channels:
     """The k channels that are strongest on an image, or on a part of it.
 
     By their score, or by the share of valid images that score lower on the same channel; ties by
-    score, then earlier layer, then lower channel.
+    score, then earlier layer, then lower channel. What a part needs and was not kept is computed by
+    the live model, where there is one that can read the pictures.
     """
     check_valid(generation, row)
     layers = find_layers(generation, layer_names)
     k = check_k(k, sum(layer.channels for layer in layers), "channel")
     part = _part(generation, row, where)
     compared = _compared(part) if percentiles else None
+    lost = [] if isinstance(part, str) else [layer.name for layer in layers if not layer.dense]
+    again: Mapping[str, Halves] = {}
+    if lost and live is not None and live.has_pictures:
+        again = activations_of(generation, live, row, lost)
     if compared and compared != part:
         for layer in layers:
             check_pooling(layer, compared, "measure")
     field = "box" if isinstance(where, BoxNumber) else "rectangle"
-    scores = [_scores(generation, layer, row, part, field) for layer in layers]
+    scores = [
+        _scores(generation, layer, row, part, again.get(layer.name), field) for layer in layers
+    ]
+    return ranked_channels(generation, layers, scores, compared, k)
+
+
+def ranked_channels(
+    generation: Generation,
+    layers: Sequence[LayerRecord],
+    scores: Sequence[Doubles],
+    compared: Pooling | None,
+    k: int,
+) -> Channels:
+    """The k strongest by scores (C,) of each layer's channels on some image, in the index or not.
+
+    By percentiles over the images' scores of the pooling `compared`, or by the scores themselves.
+    """
     number = np.concatenate([np.full(layer.channels, at) for at, layer in enumerate(layers)])
     channel = np.concatenate([np.arange(layer.channels) for layer in layers])
     flat = np.concatenate(scores)
@@ -158,25 +182,32 @@ def _scores(
     layer: LayerRecord,
     row: int,
     part: Pooling | Patch | Rectangle,
+    again: Halves | None,
     field: str,
 ) -> Doubles:
     """The scores (C,) of all channels of a layer on a part of an image.
 
-    `field` is where the request has a rectangle.
+    `again` are its activations (C, T) where they were computed again; `field` is where the request
+    has a rectangle.
     """
     if isinstance(part, str):
         check_pooling(layer, part)
         return generation.image_scores(layer.name, part, row).astype(np.float64)
-    if not layer.dense:
+    if not layer.dense and again is None:
         raise NotKeptHereError(
             f"layers: this index keeps pooled scores of {layer.name}, not its channels on every "
-            "patch; ask by a pooling, or keep all of the layer (--retain-all)."
+            "patch; ask by a pooling, keep all of the layer (--retain-all), or serve the index "
+            "with --live and --data."
         )
     tokens = layer.tokens
+
+    def activations() -> Halves:
+        return generation.activations(layer.name, row, slice(None)) if again is None else again
+
     if isinstance(part, Patch):
         check_patch(layer, part.y, part.x)
         at = len(tokens.prefix) + part.y * tokens.width + part.x
-        return generation.activations(layer.name, row, slice(None))[:, at].astype(np.float64)
+        return activations()[:, at].astype(np.float64)
     share = box_share(tokens, part, view_of(generation, row), generation.manifest.model.input_size)
     if not tells_apart(share):
         side = "inside" if share.mean() < 0.5 else "outside"
@@ -185,8 +216,7 @@ def _scores(
             "there is nothing to compare; choose one that covers a part of what the model saw."
         )
     inside, outside = share.sum(), (1 - share).sum()
-    patches = generation.activations(layer.name, row, slice(None))[:, len(tokens.prefix) :]
-    values = patches.astype(np.float64)
+    values = activations()[:, len(tokens.prefix) :].astype(np.float64)
     flat = share.reshape(-1)
     contrast: Doubles = values @ (flat / inside) - values @ ((1 - flat) / outside)
     return contrast

@@ -111,17 +111,19 @@ def view_of(generation: Generation, row: int, field: str = "row") -> Rectangle:
     return view
 
 
-def check_k(k: int | None, most: int, what: str) -> int:
+def check_k(
+    k: int | None, most: int, what: str, *, field: str = "k", usual: int = DEFAULT_K
+) -> int:
     """How many to give: `k` or as many as is usual, of `most` that there are."""
     most = min(most, MAX_K)
     if k is None:
-        return min(DEFAULT_K, most)
+        return min(usual, most)
     if k < 1:
-        raise InvalidArgumentError(f"k is {k}; it must be at least 1.")
+        raise InvalidArgumentError(f"{field} is {k}; it must be at least 1.")
     if k > most:
         there = f"there {'is' if most == 1 else 'are'} {counted(most, what)}"
         reason = there if most < MAX_K else f"at most {MAX_K} are returned"
-        raise InvalidArgumentError(f"k is {k}, but {reason}.")
+        raise InvalidArgumentError(f"{field} is {k}, but {reason}.")
     return k
 
 

@@ -1,8 +1,8 @@
-"""Patch maps that an index keeps: of chosen images and channels, and beside ranked images."""
+"""Patch maps of chosen images and channels, and those kept beside ranked images."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,8 @@ import numpy.typing as npt
 from vitscope.server.errors import InvalidArgumentError, NotKeptHereError
 from vitscope.server.going import check_caller
 from vitscope.server.queries.checks import check_channel, check_valid, find_layer
+from vitscope.server.queries.model import LiveModel
+from vitscope.server.queries.recompute import Recomputed
 from vitscope.store.generation import Generation
 from vitscope.store.manifest import LayerRecord, Pooling
 from vitscope.store.text import counted
@@ -35,6 +37,8 @@ class Maps:
     """(M,)"""
     values: Halves
     """(M, H, W)"""
+    recomputed: bool = False
+    """Whether they come from the live model instead of the index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +156,16 @@ def kept_maps(
 
 
 def patch_maps(
-    generation: Generation, selectors: Sequence[Selector], grids: Sequence[Grid] = ()
-) -> list[Maps]:
-    """The maps asked for, one by one and then in grids, neighbours of one layer together."""
+    generation: Generation,
+    selectors: Sequence[Selector],
+    grids: Sequence[Grid] = (),
+    live: LiveModel | None = None,
+) -> Iterator[Maps]:
+    """The maps asked for, one by one and then in grids, neighbours of one layer together.
+
+    What is wrong with the request is raised at once. Maps that were not kept are computed by the
+    live model on the way, where there is one that can read the pictures.
+    """
     count = len(selectors) + sum(len(grid.rows) * len(grid.channels) for grid in grids)
     if not count:
         raise InvalidArgumentError("maps is empty; name at least one layer, channel and row.")
@@ -176,27 +187,67 @@ def patch_maps(
         check_channel(layer, selector.channel, of_channel)
         check_valid(generation, selector.row, of_row)
     found = _found(generation, selectors)
-    groups: list[Maps] = []
+    lost = [each for each, held in zip(selectors, found, strict=True) if held is None]
+    if lost and (live is None or not live.has_pictures):
+        raise _not_kept(generation, lost[0])
+    recomputed = None
+    if lost and live is not None:
+        wanted = [(each.layer, each.channel, each.row) for each in lost]
+        recomputed = Recomputed(generation, live, wanted)
+    return _grouped(generation, selectors, found, recomputed)
+
+
+def _not_kept(generation: Generation, selector: Selector) -> NotKeptHereError:
+    top_k = generation.layer(selector.layer).top_k
+    return NotKeptHereError(
+        f"maps: the map of row {selector.row} on channel {selector.channel} of {selector.layer} "
+        f"was not kept; this index keeps those of the top {counted(top_k, 'image')} of each "
+        "channel, and a server computes the others with --live and --data."
+    )
+
+
+def _grouped(
+    generation: Generation,
+    selectors: Sequence[Selector],
+    found: Sequence[Halves | None],
+    recomputed: Recomputed | None,
+) -> Iterator[Maps]:
+    """Maps that follow each other and share layer and source, and one forward of the live model."""
+    kept = -1
+
+    def source(place: int) -> tuple[str, int]:
+        each = selectors[place]
+        if found[place] is not None or recomputed is None:
+            return each.layer, kept
+        return each.layer, recomputed.batch(each.row)
+
+    def value(place: int) -> Halves:
+        held, each = found[place], selectors[place]
+        if held is not None:
+            return held
+        assert recomputed is not None
+        return recomputed.map((each.layer, each.channel, each.row))
+
     start = 0
     for stop in range(1, len(selectors) + 1):
-        size = (stop - start) * found[start].nbytes
-        full = size + found[start].nbytes > MAX_MAP_BYTES
-        if stop == len(selectors) or selectors[stop].layer != selectors[start].layer or full:
-            part = selectors[start:stop]
-            groups.append(
-                Maps(
-                    part[0].layer,
-                    [selector.row for selector in part],
-                    [selector.channel for selector in part],
-                    np.stack(found[start:stop]),
-                )
-            )
-            start = stop
-    return groups
+        layer, batch = source(start)
+        tokens = generation.layer(layer).tokens
+        full = (stop - start + 1) * tokens.height * tokens.width * 2 > MAX_MAP_BYTES
+        if stop < len(selectors) and source(stop) == (layer, batch) and not full:
+            continue
+        part = selectors[start:stop]
+        yield Maps(
+            layer,
+            [each.row for each in part],
+            [each.channel for each in part],
+            np.stack([value(place) for place in range(start, stop)]),
+            recomputed=batch != kept,
+        )
+        start = stop
 
 
-def _found(generation: Generation, selectors: Sequence[Selector]) -> list[Halves]:
-    """The map (H, W) of each; those of a channel are read together."""
+def _found(generation: Generation, selectors: Sequence[Selector]) -> list[Halves | None]:
+    """The map (H, W) of each that is kept; those of a channel are read together."""
     places: dict[tuple[str, int], list[int]] = {}
     for place, selector in enumerate(selectors):
         places.setdefault((selector.layer, selector.channel), []).append(place)
@@ -206,11 +257,5 @@ def _found(generation: Generation, selectors: Sequence[Selector]) -> list[Halves
         layer = generation.layer(name)
         rows = np.array([selectors[place].row for place in mine], np.int64)
         kept, values = kept_maps(generation, layer, channel, rows)
-        if len(kept) < len(rows):
-            lost = int(rows[np.setdiff1d(np.arange(len(rows)), kept)[0]])
-            raise NotKeptHereError(
-                f"maps: the map of row {lost} on channel {channel} of {name} was not kept; this "
-                f"index keeps those of the top {counted(layer.top_k, 'image')} of each channel."
-            )
-        found.update(zip(mine, values, strict=True))
-    return [found[place] for place in range(len(selectors))]
+        found.update(zip([mine[place] for place in kept.tolist()], values, strict=True))
+    return [found.get(place) for place in range(len(selectors))]
