@@ -9,7 +9,7 @@ from typing import Self, SupportsIndex
 
 import grpc
 
-from vitscope.client import convert, requests
+from vitscope.client import convert, requests, scores
 from vitscope.client.errors import UsageError, rpc_errors
 from vitscope.client.filters import ImageFilter
 from vitscope.client.results import (
@@ -527,7 +527,7 @@ class Client:
 
         A whole layer takes 2 bytes for each channel and image: `scores_stream` holds less at once.
         """
-        return convert.joined_scores(
+        return scores.joined_scores(
             self.scores_stream(layer, channels, pooling=pooling, index=index)
         )
 
@@ -558,7 +558,7 @@ class Client:
     ) -> Iterator[ScoreBlock]:
         with rpc_errors(self._address):
             replies = self._stub.GetScores(request, timeout=self._timeout)
-            yield from convert.score_blocks(replies, layer, channels)
+            yield from scores.score_blocks(replies, layer, channels)
 
     def analyze_image(
         self,
