@@ -7,6 +7,7 @@ with Client("127.0.0.1:50051") as client:
 Pictures are drawn by `vitscope.client.pictures`.
 """
 
+from vitscope.client.aio import AsyncClient
 from vitscope.client.client import Client
 from vitscope.client.errors import (
     AccessError,
@@ -66,6 +67,7 @@ from vitscope.client.results import (
 __all__ = [
     "AccessError",
     "AnalyzedImage",
+    "AsyncClient",
     "BoxScores",
     "BoxedImage",
     "CancelledError",

@@ -1,16 +1,15 @@
 """The synchronous client: one method per question, results in plain Python and numpy."""
 
 import os
-import re
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Self, SupportsIndex
 
 import grpc
 
 from vitscope.client import convert, requests, scores
-from vitscope.client.errors import UsageError, rpc_errors
+from vitscope.client.connection import OPTIONS, checked_address, checked_timeout, picture_bytes
+from vitscope.client.errors import rpc_errors
 from vitscope.client.filters import ImageFilter
 from vitscope.client.results import (
     AnalyzedImage,
@@ -37,14 +36,6 @@ from vitscope.client.results import (
 from vitscope.v1 import query_pb2
 from vitscope.v1.service_pb2_grpc import ActivationServiceStub
 
-_ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+):(?P<port>[0-9]{1,5})")
-_OPTIONS = [
-    # An answer that ranks very many images may pass gRPC's 4 MiB.
-    ("grpc.max_receive_message_length", 64 << 20),
-    # HOST:PORT is dialled as it stands, whatever http_proxy says.
-    ("grpc.enable_http_proxy", 0),
-]
-
 
 class Client:
     """A connection to a vitscope server; safe to share between threads.
@@ -63,9 +54,9 @@ class Client:
     """
 
     def __init__(self, address: str, *, timeout: float = 30.0) -> None:
-        self._address = _checked_address(address)
-        self._timeout = _checked_timeout(timeout)
-        self._channel = grpc.insecure_channel(self._address, options=_OPTIONS)
+        self._address = checked_address(address)
+        self._timeout = checked_timeout(timeout)
+        self._channel = grpc.insecure_channel(self._address, options=OPTIONS)
         self._stub = ActivationServiceStub(self._channel)
 
     def close(self) -> None:
@@ -166,9 +157,12 @@ class Client:
         layer: str,
         channels: Collection[SupportsIndex] | None,
     ) -> Iterator[TopImages]:
+        checked = convert.TopImagesInOrder(layer, channels)
         with rpc_errors(self._address):
             replies = self._stub.TopImagesOfChannels(request, timeout=self._timeout)
-            yield from convert.top_images_stream(replies, layer, channels)
+            for reply in replies:
+                yield checked.take(reply)
+            checked.end()
 
     def channel_statistics(
         self,
@@ -556,9 +550,12 @@ class Client:
         layer: str,
         channels: Collection[SupportsIndex] | None,
     ) -> Iterator[ScoreBlock]:
+        checked = scores.BlocksInOrder(layer, channels)
         with rpc_errors(self._address):
             replies = self._stub.GetScores(request, timeout=self._timeout)
-            yield from scores.score_blocks(replies, layer, channels)
+            for reply in replies:
+                yield checked.take(reply)
+            checked.end()
 
     def analyze_image(
         self,
@@ -588,7 +585,7 @@ class Client:
         """
         request = requests.analyze_image_request(
             index,
-            _picture_bytes(picture),
+            picture_bytes(picture),
             layers,
             pooling,
             percentiles,
@@ -615,28 +612,3 @@ class Client:
         with rpc_errors(self._address):
             replies = list(self._stub.GetImages(request, timeout=self._timeout))
         return convert.images_stream(replies, rows)
-
-
-def _picture_bytes(picture: bytes | os.PathLike[str]) -> bytes:
-    if isinstance(picture, bytes):
-        return picture
-    path = Path(picture)
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"Cannot read the picture {path}: {error.strerror}.") from None
-
-
-def _checked_address(address: str) -> str:
-    match = _ADDRESS.fullmatch(address)
-    if match is None or not 1 <= int(match["port"]) <= 65535:
-        raise UsageError(
-            f"{address!r} is not a server address; write HOST:PORT, such as 127.0.0.1:50051."
-        )
-    return address
-
-
-def _checked_timeout(timeout: float) -> float:
-    if not 0 < timeout < float("inf"):
-        raise UsageError(f"A timeout of {timeout} seconds cannot be; give a positive number.")
-    return float(timeout)

@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import groupby
 from typing import Any, SupportsIndex
 
@@ -97,21 +97,28 @@ def top_images(
     )
 
 
-def top_images_stream(
-    messages: Iterable[query_pb2.TopImagesResponse],
-    layer: str,
-    channels: Collection[SupportsIndex] | None,
-) -> Iterator[results.TopImages]:
-    """The answers in the order of the channels asked for."""
-    asked = None if channels is None else list(map(operator.index, channels))
-    count = 0
-    for message in messages:
-        if asked is not None and asked[count : count + 1] != [message.channel]:
+class TopImagesInOrder:
+    """The answers of a stream, which have to come in the order of the channels asked for."""
+
+    def __init__(self, layer: str, channels: Collection[SupportsIndex] | None) -> None:
+        self._layer = layer
+        self._asked = None if channels is None else list(map(operator.index, channels))
+        self._count = 0
+
+    def take(self, message: query_pb2.TopImagesResponse) -> results.TopImages:
+        """The next answer."""
+        at, asked = self._count, self._asked
+        if asked is not None and asked[at : at + 1] != [message.channel]:
             raise ServerError("The server sent other channels than those asked for.")
-        count += 1
-        yield top_images(message, layer, message.channel)
-    if asked is not None and count < len(asked):
-        raise ServerError(f"The server sent {count} channels where {len(asked)} were asked for.")
+        self._count += 1
+        return top_images(message, self._layer, message.channel)
+
+    def end(self) -> None:
+        """Raise `ServerError` where channels are missing."""
+        if self._asked is not None and self._count < len(self._asked):
+            raise ServerError(
+                f"The server sent {self._count} channels where {len(self._asked)} were asked for."
+            )
 
 
 def channel_statistics(

@@ -152,6 +152,6 @@ def rpc_errors(address: str) -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        if not isinstance(error, grpc.Call):
+        if not isinstance(error, grpc.Call | grpc.aio.AioRpcError):
             raise ServerError(_sentence(f"The call to {address} failed: {error}")) from None
         raise from_status(error.code(), error.details() or "", address) from None

@@ -1,7 +1,7 @@
 """From the stream of scores to results, and never from one that makes no sense."""
 
 import operator
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from typing import SupportsIndex
 
 import numpy as np
@@ -11,40 +11,53 @@ from vitscope.client.errors import ServerError
 from vitscope.v1 import query_pb2
 
 
-def score_blocks(
-    messages: Iterable[query_pb2.GetScoresResponse],
-    layer: str,
-    channels: Collection[SupportsIndex] | None,
-) -> Iterator[results.ScoreBlock]:
-    """The blocks in the order of the channels asked for, each channel with as many rows."""
-    asked = None if channels is None else list(map(operator.index, channels))
-    begun = reached = total = 0
-    last, source = -1, None
-    for message in messages:
-        block = score_block(message, layer)
+class BlocksInOrder:
+    """The blocks of a stream, in the order of the channels asked for, each with as many rows."""
+
+    def __init__(self, layer: str, channels: Collection[SupportsIndex] | None) -> None:
+        self._layer = layer
+        self._asked = None if channels is None else list(map(operator.index, channels))
+        self._begun = self._reached = self._total = 0
+        self._last = -1
+        self._source: tuple[str, str] | None = None
+
+    def take(self, message: query_pb2.GetScoresResponse) -> results.ScoreBlock:
+        """The next block."""
+        block = score_block(message, self._layer)
         count, length = block.values.shape
         if block.first_row == 0:
             # What came before has all its rows, and tells how many that are.
-            right = total in (0, reached)
-            total = total or reached
-            wanted = list(range(begun, begun + count)) if asked is None else asked[begun:][:count]
-            begun += count
+            right = self._total in (0, self._reached)
+            self._total = self._total or self._reached
+            wanted = list(range(self._begun, self._begun + count))
+            if self._asked is not None:
+                wanted = self._asked[self._begun :][:count]
+            self._begun += count
         else:
-            right, wanted = block.first_row == reached, [last]
-        reached = block.first_row + length
+            right, wanted = block.first_row == self._reached, [self._last]
+        self._reached = block.first_row + length
         # Only one channel comes in parts.
-        total = total or (length if count > 1 else 0)
-        right = right and (reached == total if count > 1 else reached <= (total or reached))
-        source = source or (block.generation, block.pooling)
-        same = source == (block.generation, block.pooling)
+        if count > 1:
+            self._total = self._total or length
+            right = right and self._reached == self._total
+        else:
+            right = right and self._reached <= (self._total or self._reached)
+        self._source = self._source or (block.generation, block.pooling)
+        same = self._source == (block.generation, block.pooling)
         if not right or not same or block.channels.tolist() != wanted:
             raise ServerError("The server sent other scores than those asked for.")
-        last = wanted[-1]
-        yield block
-    if asked is not None and begun < len(asked):
-        raise ServerError(f"The server sent {begun} channels where {len(asked)} were asked for.")
-    if not begun or (total and reached != total):
-        raise ServerError("The server sent fewer scores than those asked for.")
+        self._last = wanted[-1]
+        return block
+
+    def end(self) -> None:
+        """Raise `ServerError` where channels or rows are missing."""
+        begun, asked = self._begun, self._asked
+        if asked is not None and begun < len(asked):
+            raise ServerError(
+                f"The server sent {begun} channels where {len(asked)} were asked for."
+            )
+        if not begun or (self._total and self._reached != self._total):
+            raise ServerError("The server sent fewer scores than those asked for.")
 
 
 def score_block(message: query_pb2.GetScoresResponse, layer: str) -> results.ScoreBlock:

@@ -147,15 +147,11 @@ def patch_maps(
     selectors = [maps.Selector(each.layer, each.channel, each.row) for each in request.maps]
     grids = [maps.Grid(each.layer, each.rows, each.channels) for each in request.grids]
     small = convert.in_bytes_from(request.encoding)
-    found = maps.patch_maps(generation, selectors, grids, live)
-    if small:
-        for some in found:
-            maps.check_finite(some)
     return (
         pb.GetPatchMapsResponse(
             generation=generation.name, maps=convert.maps_to(generation, some, in_bytes=small)
         )
-        for some in found
+        for some in maps.patch_maps(generation, selectors, grids, live)
     )
 
 

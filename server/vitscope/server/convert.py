@@ -428,7 +428,7 @@ def maps_to(generation: Generation, maps: Maps, *, in_bytes: bool = False) -> qu
         source=query_pb2.MAP_SOURCE_RECOMPUTED if maps.recomputed else query_pb2.MAP_SOURCE_KEPT,
     )
     if in_bytes:
-        small = as_bytes(maps.values)
+        small = as_bytes(maps)
         message.encoding = query_pb2.MAP_ENCODING_UINT8
         message.values = small.codes.tobytes()
         message.scale.extend(small.scale.tolist())

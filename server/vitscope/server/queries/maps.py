@@ -73,20 +73,16 @@ class Bytes:
     """(M,)"""
 
 
-def check_finite(maps: Maps) -> None:
-    """Raise for maps that bytes cannot stand for: those with a value that is not finite."""
-    bad = np.flatnonzero(~np.isfinite(maps.values).all((1, 2)))
+def as_bytes(maps: Maps) -> Bytes:
+    """The maps, each between its least and its greatest value, which have to be finite."""
+    wide = maps.values.astype(np.float32)
+    bad = np.flatnonzero(~np.isfinite(wide).all((1, 2)))
     if bad.size:
         raise NotKeptHereError(
             f"encoding: the map of row {maps.rows[bad[0]]} on channel {maps.channels[bad[0]]} of "
             f"{maps.layer} has values that are not finite, for which no byte can stand; ask for "
             "MAP_ENCODING_FLOAT16."
         )
-
-
-def as_bytes(values: Halves) -> Bytes:
-    """Maps (M, H, W) of finite values, each between its least and its greatest one."""
-    wide = values.astype(np.float32)
     offset = wide.min((1, 2))
     scale = (wide.max((1, 2)) - offset) / np.float32(255)
     steps = np.where(scale > 0, scale, 1)[:, None, None]
