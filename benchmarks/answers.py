@@ -96,9 +96,9 @@ def maps_row(path: Path, layer: str) -> dict[str, Any]:
 
 
 @contextmanager
-def served(path: Path) -> Iterator[str]:
-    """A real server process over the index."""
-    command = [sys.executable, "-m", "vitscope.client", "serve", str(path)]
+def served(*indexes: Path) -> Iterator[str]:
+    """A real server process over indexes."""
+    command = [sys.executable, "-m", "vitscope.client", "serve", *map(str, indexes)]
     command += ["--listen", "127.0.0.1:0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
