@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import SupportsIndex
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def ask_live(live_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_picture_by_its_bytes_or_its_path(live: LiveIndex, own: Client) -> None:
     row = live.good_rows[3]
     path = live.files[row]
-    maps = [(OTHER, 3), (KEPT, np.int64(1))]
+    maps: list[tuple[str, SupportsIndex]] = [(OTHER, 3), (KEPT, np.int64(1))]
     found = own.analyze_image(
         path, channels=4, neighbours=2, maps=maps, include_maps=True, percentiles=True
     )
