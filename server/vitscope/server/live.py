@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from vitscope.indexer.allocation import keep_freed_memory
 from vitscope.indexer.capture import capture
 from vitscope.indexer.decode import Picture
 from vitscope.indexer.decoders import make_decoder
@@ -32,8 +33,8 @@ from vitscope.server.queries.model import Halves, Numbers, Take
 from vitscope.store.generation import Generation
 from vitscope.store.manifest import Manifest, ModelRecord, Pooling, TokenLayout
 
-_MOST_PICTURES = 32
-"""Of one forward: others wait for it."""
+_MOST_PICTURES = {"cpu": 8, "cuda": 32}
+"""Of one forward, for which others wait; on a processor more take as long for each."""
 _THUMBNAIL_SIZE = 256
 """Longer side in pixels of a picture that is brought along, where the index keeps none."""
 
@@ -93,7 +94,8 @@ class Live:
         self._decoder = make_decoder(manifest.model.decoder, model.steps, size, device)
         # No larger than when the index was made, so that one made picture by picture is met to the
         # last bit.
-        self.batch_size = min(manifest.batch_size, _MOST_PICTURES)
+        most = _MOST_PICTURES.get(device.partition(":")[0], 1)
+        self.batch_size = min(manifest.batch_size, most)
 
     @property
     def has_pictures(self) -> bool:
@@ -189,6 +191,8 @@ def _load(
     threads = _threads(manifest, options) if device == "cpu" else 0
     if threads:
         torch.set_num_threads(threads)
+        # The C library takes more from the system for threads than for a program's first one.
+        keep_freed_memory()
     weights = Weights(
         Path(checkpoint) if checkpoint else None,
         random=record.weights_source == "random" and not checkpoint,

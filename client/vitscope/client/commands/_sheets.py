@@ -125,6 +125,7 @@ def analyzed_section(client: Client, index: str, own: AnalyzedImage, what: str) 
             patch_map=map_.values,
             heading=f"{rank}  {each.layer} · {each.channel}",
             detail=f"{what} {each.score:.4g}"
+            + ("" if what == "max" else f" · highest {float(map_.values.max()):.4g}")
             + ("" if each.percentile is None else f" · above {each.percentile:.2%}"),
             grid=map_.grid,
         )
@@ -132,7 +133,8 @@ def analyzed_section(client: Client, index: str, own: AnalyzedImage, what: str) 
     ]
     by = "percentile" if any(each.percentile is not None for each in own.channels) else what
     title = f"own picture · strongest {len(cells)} channels by {by}"
-    return Section(title, cells, note=_note(client, index, own.generation))
+    note = _note(client, index, own.generation)
+    return Section(title, cells, note=note, own_scales=True)
 
 
 def neighbours_section(client: Client, index: str, own: AnalyzedImage, near: Neighbours) -> Section:

@@ -55,6 +55,8 @@ class Section:
     """Cells side by side; as many as fit a sheet of ordinary width where not given."""
     maps: bool = True
     """False for answers that have no patch maps: no overlays and no scale."""
+    own_scales: bool = False
+    """True for maps of many channels: the hottest colour of each is its own hottest activation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,8 @@ def _drawn(section: Section, largest: int) -> Image.Image:
     sheet = Image.new("RGB", (grid.width, grid.height), PAPER)
     _draw_header(sheet, section, top)
     for position, cell in enumerate(section.cells):
-        _draw_cell(sheet, cell, grid, grid.corner(position), top)
+        hottest = _hottest([cell]) if section.own_scales else top
+        _draw_cell(sheet, cell, grid, grid.corner(position), hottest)
     return sheet
 
 
@@ -190,11 +193,16 @@ def _draw_header(sheet: Image.Image, section: Section, top: float) -> None:
         _write(draw, (MARGIN, y), section.note, 15, QUIET, width)
         y += 22
     if section.maps:
-        _draw_scale(sheet, draw, y + 6, top)
+        _draw_scale(sheet, draw, y + 6, top, own=section.own_scales)
 
 
-def _draw_scale(sheet: Image.Image, draw: ImageDraw.ImageDraw, y: int, top: float) -> None:
-    """The heat colours as the overlays mix them, over a middle grey, from 0 to `top`."""
+def _draw_scale(
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, y: int, top: float, *, own: bool
+) -> None:
+    """The heat colours as the overlays mix them, over a middle grey, from 0 to `top`.
+
+    Or to the highest of each map, where each has its own scale.
+    """
     if top <= 0:
         _write(draw, (MARGIN, y - 3), "no activation above 0: every overlay is cold", 14, QUIET)
         return
@@ -204,10 +212,11 @@ def _draw_scale(sheet: Image.Image, draw: ImageDraw.ImageDraw, y: int, top: floa
     _write(draw, (MARGIN, y - 3), "0", 14, INK)
     sheet.paste(Image.fromarray(overlay(grey, ramp, top=1.0)), (x, y))
     x += BAR_WIDTH + 8
-    _write(draw, (x, y - 3), f"{top:.4g}", 14, INK)
-    x += _width(f"{top:.4g}", 14) + 18
+    end, how = ("highest", "each on its own scale") if own else (f"{top:.4g}", "on one scale")
+    _write(draw, (x, y - 3), end, 14, INK)
+    x += _width(end, 14) + 18
     room = sheet.width - MARGIN - x
-    _write(draw, (x, y - 3), "activation on one scale; 0 and less is cold", 14, QUIET, room)
+    _write(draw, (x, y - 3), f"activation {how}; 0 and less is cold", 14, QUIET, room)
 
 
 def _draw_cell(
