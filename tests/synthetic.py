@@ -23,7 +23,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from vitscope.store import layout, neighbours
-from vitscope.store.approximate import SIZES, Sizes
+from vitscope.store.approximate import SIZES, Recall, Sizes
 from vitscope.store.arrays import create_array, open_array, write_array, write_group
 from vitscope.store.boxes import Box
 from vitscope.store.manifest import LayerRecord, Manifest, ModelRecord, Pooling, TokenLayout
@@ -250,9 +250,12 @@ def build(
         threads=0,
         saturated=0,
         thumbnail_size=16 if thumbnails else 0,
-        recall_at_10={layer.name: recall[layer.name][0] for layer in layers},
+        recall_at_10={layer.name: recall[layer.name][0].nearest for layer in layers},
         patch_recall_at_10={
-            layer.name: recall[layer.name][1] for layer in layers if layer.patch_search
+            layer.name: recall[layer.name][1].nearest for layer in layers if layer.patch_search
+        },
+        patch_recall_at_10_elsewhere={
+            layer.name: recall[layer.name][1].elsewhere for layer in layers if layer.patch_search
         },
         written_by="tests",
     )
@@ -368,7 +371,7 @@ def _write_rest(
 
 def _write_faiss(
     staged: Path, layer: LayerRecord, valid: npt.NDArray[np.bool_], sizes: Sizes
-) -> tuple[float, float]:
+) -> tuple[Recall, Recall]:
     """Recall among images and, where they are searched, among patches."""
     group, rows = layout.layer_path(staged, layer.name), np.flatnonzero(valid)
     (staged / "faiss").mkdir(exist_ok=True)
@@ -376,7 +379,7 @@ def _write_faiss(
     file = staged / layout.faiss_file(layer.name)
     recall = neighbours.build(file, ImageVectors(scores, rows), sizes)
     if not layer.patch_search:
-        return recall, 1.0
+        return recall, recall
     patches = PatchVectors(open_array(group / layout.ACTIVATIONS), layer.tokens, rows)
     file = staged / layout.patches_faiss_file(layer.name)
     return recall, neighbours.build(file, patches, sizes)

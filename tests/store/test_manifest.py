@@ -66,6 +66,7 @@ MANIFESTS = st.builds(
     thumbnail_size=COUNTS,
     recall_at_10=st.dictionaries(NAMES, st.floats(0, 1), max_size=3),
     patch_recall_at_10=st.dictionaries(NAMES, st.floats(0, 1), max_size=3),
+    patch_recall_at_10_elsewhere=st.dictionaries(NAMES, st.floats(0, 1), max_size=3),
     written_by=NAMES,
     files=st.dictionaries(NAMES, st.builds(FileRecord, bytes=COUNTS, blake3=NAMES), max_size=3),
 )
@@ -144,7 +145,7 @@ def test_versions_before_3_had_no_search_among_patches() -> None:
         folder = make_golden.DATA / f"golden-v{version}" / "index" / "generations"
         [path] = folder.glob("*/manifest.json")
         manifest = Manifest.from_json(path.read_bytes())
-        assert manifest.patch_recall_at_10 == {}
+        assert manifest.patch_recall_at_10 == manifest.patch_recall_at_10_elsewhere == {}
         assert [layer.patch_search for layer in manifest.layers] == [False, False]
 
 

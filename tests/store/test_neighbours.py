@@ -123,7 +123,7 @@ def built(vectors: ImageVectors) -> bytes:
     """The file that `build` writes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "layer.faiss"
-        assert neighbours.build(path, vectors) == 1
+        assert neighbours.build(path, vectors) == (1, 1)
         assert [each.name for each in path.parent.iterdir()] == [path.name]
         return path.read_bytes()
 

@@ -13,6 +13,7 @@ from vitscope.indexer.base import Base
 from vitscope.indexer.topk import KEY
 from vitscope.indexer.work import Work
 from vitscope.store import layout, neighbours
+from vitscope.store.approximate import Recall
 from vitscope.store.arrays import open_array, write_array
 from vitscope.store.manifest import LayerRecord, Manifest, Pooling
 from vitscope.store.progress import Progress
@@ -42,7 +43,8 @@ def merge(work: Work, base: Base | None, taken_over: Mapping[str, Seal]) -> str:
             _merge_top(work, base, layer, pooling)
         progress.advance(1)
     valid = _merge_rows(work, base)
-    recall, patch_recall = {}, {}
+    recall: dict[str, Recall] = {}
+    patch_recall: dict[str, Recall] = {}
     for layer in plan.layers:
         _add_statistics(work, layer, valid)
         recall[layer.name] = _build_neighbours(work, layer, valid)
@@ -62,8 +64,11 @@ def merge(work: Work, base: Base | None, taken_over: Mapping[str, Seal]) -> str:
         threads=plan.threads,
         saturated=before + sum(work.saturated(unit) for unit in plan.units),
         thumbnail_size=plan.thumbnail_size,
-        recall_at_10=recall,
-        patch_recall_at_10=patch_recall,
+        recall_at_10={name: found.nearest for name, found in recall.items()},
+        patch_recall_at_10={name: found.nearest for name, found in patch_recall.items()},
+        patch_recall_at_10_elsewhere={
+            name: found.elsewhere for name, found in patch_recall.items()
+        },
         written_by=f"vitscope {version('vitscope')}",
     )
     return publish(work.index, work.staged, manifest, {**taken_over, **work.seals()})
@@ -176,7 +181,7 @@ def _add_statistics(work: Work, layer: LayerRecord, valid: npt.NDArray[np.int64]
     write_correlation(group, layer, work.plan.unit_rows, mask)
 
 
-def _build_neighbours(work: Work, layer: LayerRecord, valid: npt.NDArray[np.int64]) -> float:
+def _build_neighbours(work: Work, layer: LayerRecord, valid: npt.NDArray[np.int64]) -> Recall:
     """Write the FAISS index of a layer's images; gives its recall at 10."""
     group = layout.layer_path(work.staged, layer.name)
     scores = open_array(group / layout.row_scores_name("mean"))
@@ -185,7 +190,7 @@ def _build_neighbours(work: Work, layer: LayerRecord, valid: npt.NDArray[np.int6
     return neighbours.build(path, ImageVectors(scores, valid))
 
 
-def _build_patch_neighbours(work: Work, layer: LayerRecord, valid: npt.NDArray[np.int64]) -> float:
+def _build_patch_neighbours(work: Work, layer: LayerRecord, valid: npt.NDArray[np.int64]) -> Recall:
     """Write that of its patches; gives its recall at 10."""
     group = layout.layer_path(work.staged, layer.name)
     activations = open_array(group / layout.ACTIVATIONS)

@@ -142,6 +142,8 @@ class Manifest:
     written_by: str
     patch_recall_at_10: Mapping[str, float] = field(default_factory=dict)
     """Likewise of patches, of the layers that have a FAISS index of them."""
+    patch_recall_at_10_elsewhere: Mapping[str, float] = field(default_factory=dict)
+    """The same where those of the patch's own image are left out."""
     files: Mapping[str, FileRecord] = field(default_factory=dict)
     """By path below the generation's folder; all files but the manifest itself."""
 
@@ -186,10 +188,12 @@ def _manifest(body: dict[str, Any], version: int) -> Manifest:
     even_over = model.input_size if version == 1 else None
     without = {"patch_search": False} if version < 3 else {}
     layers = tuple(layer_record({**layer, **without}, even_over) for layer in body.pop("layers"))
-    patch_recall = {} if version < 3 else body.pop("patch_recall_at_10")
-    return Manifest(
-        model=model, layers=layers, files=files, patch_recall_at_10=patch_recall, **body
-    )
+    for name in ("patch_recall_at_10", "patch_recall_at_10_elsewhere"):
+        if version < 3:
+            body[name] = {}
+        elif name not in body:
+            raise ValueError(f"{name} is missing")
+    return Manifest(model=model, layers=layers, files=files, **body)
 
 
 def model_record(model: dict[str, Any]) -> ModelRecord:

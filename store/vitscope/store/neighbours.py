@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitscope.store import approximate
-from vitscope.store.approximate import SIZES, Sizes
+from vitscope.store.approximate import SIZES, Recall, Sizes
 from vitscope.store.errors import DamagedIndexError
 from vitscope.store.files import streaming_atomically
 from vitscope.store.ranking import largest
@@ -116,7 +116,7 @@ def prepare(threads: int | None = None) -> None:
         faiss.omp_set_num_threads(threads)
 
 
-def build(path: Path, vectors: Vectors, sizes: Sizes = SIZES, workers: int | None = None) -> float:
+def build(path: Path, vectors: Vectors, sizes: Sizes = SIZES, workers: int | None = None) -> Recall:
     """Write to `path` an index of `vectors`, of a kind that suits their number.
 
     Gives the share of the true ten nearest that a search finds. The bytes do not depend on
@@ -126,7 +126,7 @@ def build(path: Path, vectors: Vectors, sizes: Sizes = SIZES, workers: int | Non
     import faiss
 
     if vectors.count < sizes.flat_below:
-        index, recall = _flat(vectors), 1.0
+        index, recall = _flat(vectors), Recall(1.0, 1.0)
     else:
         index, recall = approximate.build(vectors, sizes, workers, lambda built: Neighbours(built))
     with streaming_atomically(path) as file:

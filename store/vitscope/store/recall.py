@@ -25,9 +25,14 @@ Search = Callable[[Floats, Ids], Sequence[Ids]]
 class Truth:
     """The true nearest neighbours of some vectors of a set; the vectors themselves left out."""
 
-    def __init__(self, vectors: Vectors, ids: Ids, pool: Executor) -> None:
-        """Of the vectors with `ids` (Q,); `add` then has to be given all vectors of the set."""
-        self.ids = ids
+    def __init__(self, vectors: Vectors, ids: Ids, pool: Executor, *, elsewhere: bool) -> None:
+        """Of the vectors with `ids` (Q,); `add` then has to be given all vectors of the set.
+
+        With `elsewhere`, none of the same image counts.
+        """
+        self.left_out = [
+            vectors.beside(id_) if elsewhere else range(id_, id_ + 1) for id_ in ids.tolist()
+        ]
         self._vectors = vectors
         self._queries: Halves = vectors.read(ids)
         self._pool = pool
@@ -39,10 +44,11 @@ class Truth:
     def add(self, units: Floats, ids: Ids) -> None:
         """Hold vectors (M, C) of length 1 against the queries."""
         starts = range(0, len(ids), _AT_ONCE)
+        nearest_of = partial(_nearest, self.units, self.left_out)
         parts = [
             (units[start : start + _AT_ONCE], ids[start : start + _AT_ONCE]) for start in starts
         ]
-        for near, nearest in self._pool.map(partial(_nearest, self.units, self.ids), parts):
+        for near, nearest in self._pool.map(nearest_of, parts):
             both = np.concatenate([self._near, near], 1)
             of = np.concatenate([self._nearest, nearest], 1)
             order = np.argsort(-both, 1, kind="stable")[:, :_KEPT]
@@ -54,13 +60,13 @@ class Truth:
 
         Any that are as near as the tenth count for it.
         """
-        places = range(*some.indices(len(self.ids)))
+        places = range(*some.indices(len(self.left_out)))
         hits = [self._hits(place, ids) for place, ids in zip(places, found, strict=True)]
         return float(np.sum(hits) / (len(hits) * self._wanted))
 
     @property
     def _wanted(self) -> int:
-        return min(NEAREST, self._vectors.count - 1)
+        return min(NEAREST, self._vectors.count - len(self.left_out[0]))
 
     def _hits(self, place: int, found: Ids) -> int:
         bar = self._near[place, self._wanted - 1] - _AS_NEAR
@@ -74,16 +80,19 @@ class Truth:
         return min(int(count), self._wanted)
 
 
-def _nearest(units: Floats, own: Ids, part: tuple[Floats, Ids]) -> tuple[Floats, Ids]:
+def _nearest(
+    units: Floats, left_out: Sequence[range], part: tuple[Floats, Ids]
+) -> tuple[Floats, Ids]:
     """The nearest (Q, at most K) of a part of all vectors."""
     import faiss
 
     faiss.omp_set_num_threads(1)
     vectors, ids = part
-    # One more, for a query itself may be among them.
-    near, places = faiss.knn(
-        units, vectors, min(_KEPT + 1, len(ids)), metric=faiss.METRIC_INNER_PRODUCT
-    )
+    # More, for what is left out may be among them.
+    wanted = min(_KEPT + max(map(len, left_out)), len(ids))
+    near, places = faiss.knn(units, vectors, wanted, metric=faiss.METRIC_INNER_PRODUCT)
     nearest: Ids = ids[places]
-    near[nearest == own[:, None]] = -np.inf
-    return near, nearest
+    first, stop = (np.array([getattr(each, end) for each in left_out]) for end in ("start", "stop"))
+    near[(nearest >= first[:, None]) & (nearest < stop[:, None])] = -np.inf
+    order = np.argsort(-near, 1, kind="stable")[:, :_KEPT]
+    return np.take_along_axis(near, order, 1), np.take_along_axis(nearest, order, 1)

@@ -38,6 +38,9 @@ class Vectors(Protocol):
     def ids(self, places: Ids) -> Ids:
         """Ids (M,) of the vectors at places (M,) in the order of ids."""
 
+    def beside(self, id_: int) -> range:
+        """Ids of all vectors of the image that one is of, itself included."""
+
     def read(self, ids: Ids) -> Halves:
         """The vectors (M, C) with these ids (M,), in their order."""
 
@@ -66,6 +69,10 @@ class ImageVectors:
     def ids(self, places: Ids) -> Ids:
         """Rows (M,) of the images at places (M,) in the order of rows."""
         return self._rows[places]
+
+    def beside(self, id_: int) -> range:
+        """The image's own row."""
+        return range(id_, id_ + 1)
 
     def read(self, ids: Ids) -> Halves:
         """The vectors (M, C) of rows (M,), in their order."""
@@ -109,6 +116,11 @@ class PatchVectors:
         """Ids (M,) of the patches at places (M,) in the order of ids."""
         image, cell = np.divmod(places, self._cells)
         return self._rows[image] * self._cells + cell
+
+    def beside(self, id_: int) -> range:
+        """Ids of all patches of the image that one is of, itself included."""
+        first = id_ - id_ % self._cells
+        return range(first, first + self._cells)
 
     def read(self, ids: Ids) -> Halves:
         """The vectors (M, C) of patches (M,), in their order."""

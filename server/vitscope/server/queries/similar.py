@@ -65,4 +65,6 @@ def similar_patches(
     found = Patches(layer, rows, *np.divmod(cell, width), near)
     if index is None:
         return NearPatches(found, 1.0, True)
-    return NearPatches(found, generation.manifest.patch_recall_at_10[layer.name], index.exact)
+    manifest = generation.manifest
+    recall = manifest.patch_recall_at_10_elsewhere if other_images else manifest.patch_recall_at_10
+    return NearPatches(found, recall[layer.name], index.exact)
