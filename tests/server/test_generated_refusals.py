@@ -106,7 +106,12 @@ REQUESTS: dict[str, st.SearchStrategy[Any]] = {
         channels=st.lists(INT32, max_size=3),
     ),
     "TopPatches": st.builds(
-        pb.TopPatchesRequest, index=INDEXES, layer=LAYERS, channel=INT32, k=COUNTS, filter=FILTERS
+        pb.TopPatchesRequest,
+        index=INDEXES,
+        layer=LAYERS,
+        channel=st.integers(0, 2) | INT32,
+        k=COUNTS,
+        filter=st.just(pb.ImageFilter()) | FILTERS,
     ),
     "TopChannels": st.builds(
         pb.TopChannelsRequest,

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
+from math import ceil
 from pathlib import Path
 from typing import Literal
 
@@ -190,7 +191,7 @@ class Variant:
         if self._masks is None:
             for box in row.boxes.in_pixels(width, height):
                 # Pixels whose middle lies in the box.
-                x0, y0, x1, y1 = (max(0, round(corner)) for corner in box.corners)
+                x0, y0, x1, y1 = (max(0, ceil(corner - 0.5)) for corner in box.corners)
                 inside[y0:y1, x0:x1] = True
             return inside
         path = self._masks.get(os.path.splitext(row.key)[0])
