@@ -66,3 +66,19 @@ def test_it_can_be_left_out(pictures: Path, tmp_path: Path) -> None:
     assert not [name for name in generation.manifest.files if "patches" in name]
     # What is kept is kept.
     assert generation.patch_vectors(KEPT).count
+
+
+def test_pictures_are_added_beside_directions(pictures: Path, tmp_path: Path) -> None:
+    """And are then searched with the others."""
+    options = tiny(pictures, tmp_path / "index", retain_all=(KEPT,), batch_size=1)
+    index(replace(options, limit=6))
+    directions = tmp_path / "index" / "directions" / KEPT
+    directions.mkdir(parents=True)
+    np.save(directions / "probe.npy", np.ones(3))
+    index(replace(options, append=True))
+    assert (directions / "probe.npy").exists()
+    generation = open_generation(tmp_path / "index")
+    searched = generation.patch_neighbours(KEPT)
+    assert searched is not None
+    tokens = generation.layer(KEPT).tokens
+    assert searched._index.ntotal == 9 * tokens.height * tokens.width

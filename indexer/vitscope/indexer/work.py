@@ -52,7 +52,10 @@ from vitscope.store.seals import Seal, seal_files
 _PLAN = "plan.json"
 _STAGED = "staged"
 _REMOVED = ".building.removed"
-_OURS = {layout.CURRENT, layout.GENERATIONS, layout.LOCK, layout.WORK, _REMOVED}
+_OURS = {
+    *(layout.CURRENT, layout.GENERATIONS, layout.LOCK, layout.WORK, layout.DIRECTIONS),
+    _REMOVED,
+}
 _SHARDS = "shards"
 _SHARD_NAME = re.compile(r"(\d+)-of-(\d+)")
 _BEGINNING = "beginning"
