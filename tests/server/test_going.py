@@ -16,8 +16,12 @@ from synthetic import build
 from vitscope.server.going import CallerGoneError, check_caller, run_for
 from vitscope.server.queries.boxes import box_scores
 from vitscope.server.queries.channels import similar_channels, top_channels
-from vitscope.server.queries.filters import ALL
+from vitscope.server.queries.compare import changed_channels
+from vitscope.server.queries.directions import Measure, Question, Weights, top_images_along
+from vitscope.server.queries.filters import ALL, ImageFilter
+from vitscope.server.queries.images import similar_images
 from vitscope.server.queries.maps import Grid, patch_maps
+from vitscope.server.queries.scores import scores
 from vitscope.server.service import ActivationService
 from vitscope.store.generation import Generation, open_generation
 from vitscope.v1 import query_pb2 as pb
@@ -103,6 +107,11 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Generation:
     return open_generation(build(tmp_path_factory.mktemp("going") / "zoo", complete=True).path)
 
 
+def along(held: Generation, measure: Measure) -> object:
+    question = Question(measure, asked=ImageFilter(rows=(1, 2)))
+    return top_images_along(held, "blocks.1.mlp", Weights([1], [1.0]), question)
+
+
 @pytest.mark.parametrize(
     "ask",
     [
@@ -111,6 +120,13 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Generation:
         lambda held: top_channels(held, 1, [], "mean", 2, percentiles=True),
         lambda held: similar_channels(held, "blocks.0.mlp", 3, 2, ["blocks.1.mlp"]),
         lambda held: patch_maps(held, [], [Grid("blocks.0.mlp", [1], [0, 1])]),
+        lambda held: similar_images(held, "blocks.1.mlp", 1, 2, exact=True),
+        lambda held: list(scores(held, "blocks.1.mlp", "mean", [])),
+        lambda held: changed_channels(
+            held, held, "blocks.1.mlp", "mean", ALL, "effect", None, lowest=False
+        ),
+        lambda held: along(held, "cosine"),
+        lambda held: along(held, "projection"),
     ],
 )
 def test_long_queries_ask_whether_somebody_waits(

@@ -5,6 +5,7 @@ FAISS proposes candidates, which are ranked by the activations themselves.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,10 +92,20 @@ def nearest(
     return _best(found, cosines(vectors.read(found), query), k)
 
 
-def scan(vectors: Vectors, query: Query, k: int, leave_out: range = NONE) -> tuple[Ids, Floats]:
-    """The same by a look at every vector, a block at a time; exact."""
+def scan(
+    vectors: Vectors,
+    query: Query,
+    k: int,
+    leave_out: range = NONE,
+    going: Callable[[], None] = lambda: None,
+) -> tuple[Ids, Floats]:
+    """The same by a look at every vector, a block at a time; exact.
+
+    `going` is called before each block, and may raise.
+    """
     ids, near = np.empty(0, np.int64), np.empty(0, np.float32)
     for block, block_ids in vectors.blocks():
+        going()
         others = _others(block_ids, leave_out)
         there = np.isin(block_ids, others, assume_unique=True)
         some = cosines(block if there.all() else block[there], query)

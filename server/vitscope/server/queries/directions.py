@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitscope.server.errors import InvalidArgumentError, NotFoundError, NotKeptHereError
+from vitscope.server.going import check_caller
 from vitscope.server.queries.checks import check_channel, check_k, check_pooling, find_layer
 from vitscope.server.queries.filters import ALL, ImageFilter, select
 from vitscope.server.queries.images import Near, Ranking, nearest_to
@@ -100,7 +101,8 @@ def top_images_along(
         if among is None:
             near = nearest_to(generation, layer.name, unit, k, exact=question.exact)
         else:
-            some, cosines = scan(generation.image_vectors(layer.name, among), unit, k)
+            vectors = generation.image_vectors(layer.name, among)
+            some, cosines = scan(vectors, unit, k, going=check_caller)
             near = Near(Ranking(some, cosines), 1.0, True)
     return Along(near, len(rows))
 
@@ -139,7 +141,7 @@ def _of_channels(layer: LayerRecord, given: Weights) -> Doubles:
             "give each channel one."
         )
     for channel in given.channels:
-        check_channel(layer, channel)
+        check_channel(layer, channel, "direction.weights.channels")
     if len(set(given.channels)) < len(given.channels):
         raise InvalidArgumentError("direction names a channel twice; name each once.")
     weights = np.zeros(layer.channels)
@@ -204,6 +206,7 @@ def _columns(
     for start in range(0, generation.manifest.rows, _ROWS_AT_ONCE):
         part = slice(start, min(start + _ROWS_AT_ONCE, generation.manifest.rows))
         for first in range(0, len(channels), _CHANNELS_AT_ONCE):
+            check_caller()
             some = channels[first : first + _CHANNELS_AT_ONCE]
             yield part, some, generation.read(layer.name, scores_name(pooling), some, part)
 
@@ -214,5 +217,6 @@ def _images(
     """Scores (R, C) of some images (R,) on all channels, a block at a time."""
     step = max(1, _ROWS_AT_ONCE * _CHANNELS_AT_ONCE // layer.channels)
     for start in range(0, len(rows), step):
+        check_caller()
         some = rows[start : start + step]
         yield some, generation.read(layer.name, row_scores_name(pooling), some)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitscope.server.errors import InvalidArgumentError
+from vitscope.server.going import check_caller
 from vitscope.server.queries.checks import (
     check_channel,
     check_channels,
@@ -220,7 +221,7 @@ def nearest_to(
     vectors, query = generation.image_vectors(layer.name), vector.astype(np.float64)
     index = None if exact else generation.neighbours(layer.name)
     if index is None:
-        rows, near = scan(vectors, query, k, leave_out)
+        rows, near = scan(vectors, query, k, leave_out, check_caller)
         return Near(Ranking(rows, near), 1.0, True)
     rows, near = nearest(index, vectors, query, k, leave_out)
     return Near(Ranking(rows, near), generation.manifest.recall_at_10[layer.name], index.exact)

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from vitscope.server.errors import InvalidArgumentError, NotKeptHereError
+from vitscope.server.going import check_caller
 from vitscope.server.queries.model import Activation, Decoded, Halves, LiveModel
 from vitscope.store.generation import Generation
 
@@ -50,6 +51,7 @@ class Recomputed:
         return self._found[wanted]
 
     def _compute(self, batch: int) -> None:
+        check_caller()
         rows = self._batches[batch]
         pictures = [picture_of(self._generation, self._live, row) for row in rows]
         by_layer: dict[str, list[Wanted]] = {}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from vitscope.server.going import check_caller
 from vitscope.server.queries.checks import check_channels, check_pooling, find_layer
 from vitscope.store.generation import Generation
 from vitscope.store.layout import SCORE_CHANNELS, scores_name
@@ -59,6 +60,7 @@ def _blocks(
     for start in range(0, len(channels), together):
         some = channels[start : start + together]
         for first in range(0, rows, length):
+            check_caller()
             part = slice(first, min(first + length, rows))
             yield from _cut(
                 some, first, generation.read(layer.name, name, np.array(some, np.int64), part)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vitscope.server.errors import InvalidArgumentError, NotKeptHereError
+from vitscope.server.going import check_caller
 from vitscope.server.queries.channels import Patch
 from vitscope.server.queries.checks import check_k, check_patch, check_valid, find_layer
 from vitscope.server.queries.patches import Patches
@@ -58,7 +59,7 @@ def similar_patches(
     query = vectors.read(np.array([own]))[0].astype(np.float64)
     index = None if exact else generation.patch_neighbours(layer.name)
     if index is None:
-        ids, near = scan(vectors, query, k, leave_out)
+        ids, near = scan(vectors, query, k, leave_out, check_caller)
     else:
         ids, near = nearest(index, vectors, query, k, leave_out)
     rows, cell = np.divmod(ids, cells)
