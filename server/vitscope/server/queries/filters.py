@@ -65,22 +65,32 @@ def select(generation: Generation, asked: ImageFilter) -> npt.NDArray[np.int64] 
     """Valid rows (M,) that the filter lets through, ascending; None where that is all of them."""
     if asked == ALL:
         return None
+    named = _named(generation, asked)
     _check(generation, asked)
     with _lock:
         mine = _selections.setdefault(generation, _Selections())
     rows = mine.rows(generation, replace(asked, rows=()))
-    return np.intersect1d(rows, np.array(asked.rows, np.int64)) if asked.rows else rows
+    return rows if named is None else rows[named[rows]]
 
 
-def _check(generation: Generation, asked: ImageFilter) -> None:
+def _named(generation: Generation, asked: ImageFilter) -> npt.NDArray[np.bool_] | None:
+    """Which rows are named (N,); None where none is, which leaves all."""
     if len(asked.rows) > MAX_ROWS:
         raise InvalidArgumentError(
             f"filter.rows has {len(asked.rows)} entries; give at most {MAX_ROWS:,}, or ask for "
             "labels."
         )
-    if asked.rows:
-        for row in (min(asked.rows), max(asked.rows)):
-            check_row(generation, row, "filter.rows")
+    if not asked.rows:
+        return None
+    rows = np.fromiter(asked.rows, np.int64, len(asked.rows))
+    for row in (int(rows.min()), int(rows.max())):
+        check_row(generation, row, "filter.rows")
+    named = np.zeros(generation.manifest.rows, np.bool_)
+    named[rows] = True
+    return named
+
+
+def _check(generation: Generation, asked: ImageFilter) -> None:
     table = generation.rows
     check_labels("filter.labels", asked.labels, table.label_names)
     check_labels("filter.box_labels", asked.box_labels, table.box_label_names)
