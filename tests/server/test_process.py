@@ -67,10 +67,10 @@ def test_reflection_is_there_with_the_flag_only(
 
 
 def test_a_caller_that_knows_only_what_reflection_tells_gets_the_same_answers(
-    synthetic: Synthetic, serve: Serve
+    tmp_path: Path, serve: Serve
 ) -> None:
     """As grpcurl does: descriptors from the server, requests from JSON."""
-    server = serve(synthetic.path, options=("--reflection",))
+    server = serve(build(tmp_path / "complete", complete=True).path, options=("--reflection",))
     wide = {"layer": "blocks.0.mlp", "channel": 4, "k": 5}
     asked: dict[str, dict[str, Any]] = {
         "GetIndex": {},
@@ -82,10 +82,21 @@ def test_a_caller_that_knows_only_what_reflection_tells_gets_the_same_answers(
         "SimilarChannels": wide,
         "SimilarImages": {"layer": "blocks.0.mlp", "row": "8", "k": 5},
         "GetPatchMaps": {
-            "grids": [{"layer": "blocks.1.mlp", "rows": ["1"], "channels": [0, 2]}],
+            "grids": [{"layer": "blocks.0.mlp", "rows": ["1"], "channels": [0, 2]}],
             "encoding": "MAP_ENCODING_UINT8",
         },
         "GetImages": {"rows": ["1", "17"]},
+        "GetBoxScores": {"layer": "blocks.0.mlp", "boxLabels": ["tail"]},
+        "TopImagesByBox": wide,
+        "SimilarPatches": {"layer": "blocks.0.mlp", "row": "8", "patch": {"y": 1}},
+        "TopImagesAlongDirection": {
+            "layer": "blocks.1.mlp",
+            "direction": {"weights": {"channels": [3, 7], "weights": [0.5, -2.0]}},
+        },
+        "ListDirections": {},
+        "CompareChannels": {"other": "complete", "layer": "blocks.1.mlp"},
+        "CompareImages": {"other": "complete", "layer": "blocks.1.mlp", "channel": 8},
+        "GetScores": {"layer": "blocks.1.mlp", "channels": [8, 0]},
     }
     with grpc.insecure_channel(server.address) as channel:
         stub = ActivationServiceStub(channel)
