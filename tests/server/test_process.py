@@ -77,9 +77,9 @@ def test_a_caller_that_knows_only_what_reflection_tells_gets_the_same_answers(
         "TopImages": {**wide, "filter": {"labels": ["fox"]}, "order": "ORDER_BOTTOM"},
         "TopImagesOfChannels": {"layer": "blocks.0.mlp", "channels": [4, 2], "k": 3},
         "GetChannelStatistics": {"layer": "blocks.0.mlp", "pooling": "POOLING_MAX"},
-        "TopPatches": wide,
+        "TopPatches": {**wide, "k": 3},
         "TopChannels": {"row": "8", "measure": "MEASURE_PERCENTILE"},
-        "SimilarChannels": wide,
+        "SimilarChannels": {**wide, "k": 3},
         "SimilarImages": {"layer": "blocks.0.mlp", "row": "8", "k": 5},
         "GetPatchMaps": {
             "grids": [{"layer": "blocks.0.mlp", "rows": ["1"], "channels": [0, 2]}],
