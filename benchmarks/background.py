@@ -57,17 +57,23 @@ def main() -> int:
 
 def make(folder: Path, scenes: int) -> None:
     """The indexes `whole` and `masked`."""
-    write_scenes(folder / "scenes", scenes)
-    with (folder / "scenes" / "list.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(("path", "label", "boxes"))
-        for scene in read_truth(folder / "scenes"):
-            table.writerow((f"images/{scene.key}", scene.label, json.dumps([scene.box])))
+    draw(folder / "scenes", scenes)
     run("variant", "--data", folder / "scenes/list.csv", "--out", folder / "variant",
         "--mask", "background")  # fmt: skip
     for name, source in (("whole", "scenes"), ("masked", "variant")):
         run("index", "--model", MODEL_NAME, "--data", folder / source / "list.csv",
             "--out", folder / name, "--top-k", KEPT)  # fmt: skip
+
+
+def draw(folder: Path, scenes: int) -> Path:
+    """Scenes, and the list that has their boxes."""
+    write_scenes(folder, scenes)
+    with (folder / "list.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("path", "label", "boxes"))
+        for scene in read_truth(folder):
+            table.writerow((f"images/{scene.key}", scene.label, json.dumps([scene.box])))
+    return folder / "list.csv"
 
 
 def run(*arguments: object) -> None:
