@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -40,9 +41,10 @@ FILLS: Mapping[str, tuple[int, int, int] | None] = {
     "mean": None,
 }
 """What covers a part: the mean colour of ImageNet, which most models see as 0; black; the mean
-colour of the picture itself."""
+colour of the picture itself. Any other colour goes by its numbers."""
 
 _RECORD = "variant.json"
+_NUMBER = re.compile("[0-9]{1,3}")
 _FOLDER_ROWS = 1_000
 _AT_ONCE = 256
 
@@ -54,7 +56,7 @@ class Change:
     mask: Part | None = None
     """What is covered: all outside the boxes, or all inside."""
     fill: str = "gray"
-    """One of `FILLS`."""
+    """One of `FILLS`, or red, green and blue from 0 to 255, as `255,0,0`."""
     low_pass: float | None = None
     """Standard deviation in pixels of a Gaussian that takes the detail away."""
 
@@ -64,6 +66,20 @@ class Change:
             raise IndexingError("Give either --mask or --low-pass.")
         if self.low_pass is not None and not 0 < self.low_pass <= 1_000:
             raise IndexingError("--low-pass must be more than 0 pixels, and at most 1,000.")
+        self.colour()
+
+    def colour(self) -> tuple[int, int, int] | None:
+        """Red, green and blue of `fill`; None for the mean colour of each picture."""
+        if self.fill in FILLS:
+            return FILLS[self.fill]
+        told = self.fill.split(",")
+        if len(told) != 3 or not all(_NUMBER.fullmatch(each) and int(each) < 256 for each in told):
+            raise IndexingError(
+                f"--fill {self.fill[:40]!r} is no colour; give {', '.join(FILLS)}, or red, green "
+                "and blue from 0 to 255, such as 255,0,0."
+            )
+        red, green, blue = map(int, told)
+        return red, green, blue
 
 
 @dataclass(slots=True)
@@ -175,7 +191,7 @@ class Variant:
             return picture
         inside = self._inside(row, picture.size)
         pixels = np.array(picture)
-        fill = FILLS[self._change.fill]
+        fill = self._change.colour()
         colour = pixels.mean((0, 1)).round() if fill is None else fill
         pixels[~inside if self._change.mask == "background" else inside] = colour
         return Image.fromarray(pixels)
