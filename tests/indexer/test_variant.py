@@ -185,6 +185,22 @@ def test_a_variant_goes_on_and_only_as_the_same(listed: Path, tmp_path: Path) ->
         made(listed, tmp_path / "full", mask="background")
 
 
+def test_a_run_that_was_killed_goes_on(listed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "copy"
+    out.mkdir()
+    (out / ".variant.json.partial").write_text("{")
+    made(listed, out, mask="background")
+    whole = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    picture = out / "pictures" / "000000" / "000000000.png"
+    half = picture.with_name(f".{picture.name}.partial")
+    half.write_bytes(picture.read_bytes()[:9])
+    picture.unlink()
+    (out / LIST).unlink()
+    made(listed, out, mask="background")
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == whole
+    assert ".variant.json.partial" not in {path.name for path in whole}
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

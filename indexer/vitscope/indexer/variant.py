@@ -29,7 +29,7 @@ from vitscope.indexer.decode import check_size, in_rgb
 from vitscope.indexer.errors import IndexingError, OutputError, SourceError
 from vitscope.indexer.sources import Source, SourceRow
 from vitscope.indexer.sources.files import SUFFIXES
-from vitscope.store.files import write_atomically
+from vitscope.store.files import PARTIAL, write_atomically
 from vitscope.store.progress import Progress
 
 Part = Literal["background", "foreground"]
@@ -153,7 +153,9 @@ class Variant:
             raise OutputError(f"The folder {self._out.absolute().parent} for --out does not exist.")
         self._out.mkdir(exist_ok=True)
         path = self._out / _RECORD
-        if not path.exists() and not any(self._out.iterdir()):
+        # A run that was killed at once leaves no more than a part of the record.
+        begun = path.with_name(f".{_RECORD}{PARTIAL}")
+        if not path.exists() and set(self._out.iterdir()) <= {begun}:
             write_atomically(path, record)
         if not path.is_file() or path.read_bytes() != record:
             raise OutputError(
