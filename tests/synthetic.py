@@ -193,8 +193,9 @@ def build(
     boxes: Callable[[np.random.Generator, RowRecord], tuple[Box, ...]] | None = None,
     patch_search: bool = True,
     sizes: Sizes = SIZES,
+    rename: Callable[[str], str] = str,
 ) -> Synthetic:
-    """Make and publish an index in the new folder `index`.
+    """Make and publish an index in the new folder `index`, its keys changed by `rename`.
 
     With `complete` it has boxes and dense activations too, in small layers, and a search among
     patches unless `patch_search` says otherwise. `sizes` say of which kind FAISS indexes are.
@@ -212,6 +213,7 @@ def build(
             replace(record, key=f"{record.key}{seed}", boxes=boxes(generator, record))
             for record in records
         )
+    records = tuple(replace(record, key=rename(record.key)) for record in records)
     valid = np.array([record.valid for record in records])
     activations = {layer.name: _activations(generator, layer, rows) for layer in layers}
 

@@ -299,3 +299,15 @@ def test_similar_patches_without_a_place(wrong: Wrong) -> None:
     )
     with Client(wrong(near)) as client, pytest.raises(ServerError, match="inconsistent"):
         client.similar_patches(LAYER, 2, (0, 0))
+
+
+@pytest.mark.parametrize("numbers", [[3, 3], [4, 2, 4], [-1]])
+def test_changes_of_one_thing_twice_or_of_none(wrong: Wrong, numbers: list[int]) -> None:
+    channels = [query_pb2.ChannelChange(channel=number) for number in numbers]
+    address = wrong(query_pb2.CompareChannelsResponse(channels=channels))
+    with Client(address) as client, pytest.raises(ServerError, match="inconsistent"):
+        client.compare_channels("a", "b", LAYER)
+    images = [query_pb2.ChangedImage(row=number) for number in numbers]
+    address = wrong(query_pb2.CompareImagesResponse(images=images))
+    with Client(address) as client, pytest.raises(ServerError, match="inconsistent"):
+        client.compare_images("a", "b", LAYER, 1)

@@ -72,7 +72,7 @@ def inside_of(size: tuple[int, int], boxes: list[list[float]]) -> npt.NDArray[np
     return found
 
 
-@pytest.mark.parametrize("fill", sorted(FILLS))
+@pytest.mark.parametrize("fill", [*sorted(FILLS), "255,0,7"])
 @pytest.mark.parametrize("part", ["background", "foreground"])
 def test_what_is_covered_and_what_stays(listed: Path, tmp_path: Path, part: str, fill: str) -> None:
     found, copy = made(listed, tmp_path / "copy", mask=part, fill=fill)
@@ -80,7 +80,8 @@ def test_what_is_covered_and_what_stays(listed: Path, tmp_path: Path, part: str,
     whole, seen = picture(0), pixels_of(copy, 0)
     inside = inside_of((16, 12), BOXES)
     stays = inside if part == "background" else ~inside
-    colour = FILLS[fill] or whole.reshape(-1, 3).mean(0).round()
+    numbers = {**FILLS, "255,0,7": (255, 0, 7)}
+    colour = numbers[fill] or whole.reshape(-1, 3).mean(0).round()
     assert np.array_equal(seen[stays], whole[stays])
     assert np.array_equal(seen[~stays], np.broadcast_to(colour, seen[~stays].shape))
     assert 0 < inside.sum() < inside.size
@@ -184,6 +185,22 @@ def test_a_variant_goes_on_and_only_as_the_same(listed: Path, tmp_path: Path) ->
         made(listed, tmp_path / "full", mask="background")
 
 
+def test_a_run_that_was_killed_goes_on(listed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "copy"
+    out.mkdir()
+    (out / ".variant.json.partial").write_text("{")
+    made(listed, out, mask="background")
+    whole = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    picture = out / "pictures" / "000000" / "000000000.png"
+    half = picture.with_name(f".{picture.name}.partial")
+    half.write_bytes(picture.read_bytes()[:9])
+    picture.unlink()
+    (out / LIST).unlink()
+    made(listed, out, mask="background")
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == whole
+    assert ".variant.json.partial" not in {path.name for path in whole}
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -192,6 +209,10 @@ def test_a_variant_goes_on_and_only_as_the_same(listed: Path, tmp_path: Path) ->
         (["--low-pass", "nan"], "--low-pass must be more than 0"),
         (["--low-pass", "2", "--masks", "."], "--masks says where objects are"),
         (["--mask", "background", "--masks", "nowhere"], "nowhere for --masks does not exist"),
+        *(
+            (["--mask", "background", "--fill", fill], "is no colour; give gray, black, mean, or")
+            for fill in ("red", "", "1,2", "1,2,3,4", "256,0,0", "1,-1,0", "1, 2,3", "²,1,1")
+        ),
         (["--low-pass", "2", "--limit", "0"], "--limit must be at least 1"),
     ],
 )

@@ -229,6 +229,7 @@ def changed_channels(
     message: query_pb2.CompareChannelsResponse, layer: str
 ) -> results.ChangedChannels:
     """The reply joined with the question, which it does not repeat."""
+    _require_distinct("channel", [each.channel for each in message.channels])
     channels = tuple(
         results.ChannelChange(
             each.channel,
@@ -249,6 +250,7 @@ def changed_images(
     message: query_pb2.CompareImagesResponse, layer: str, channel: SupportsIndex
 ) -> results.ChangedImages:
     """The reply joined with the question, which it does not repeat."""
+    _require_distinct("row", [each.row for each in message.images])
     images = tuple(
         results.ChangedImage(
             row=each.row,
@@ -268,6 +270,14 @@ def changed_images(
         images,
         message.candidates,
     )
+
+
+def _require_distinct(what: str, numbers: Sequence[int]) -> None:
+    """Raise `ServerError` where a ranking has a number that is none, or has one twice."""
+    if len(set(numbers)) != len(numbers) or any(number < 0 for number in numbers):
+        raise ServerError(
+            f"The server's reply is inconsistent: it ranks a {what} twice, or one below 0."
+        )
 
 
 def top_channels(message: query_pb2.TopChannelsResponse, row: SupportsIndex) -> results.TopChannels:

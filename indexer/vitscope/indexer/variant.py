@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -28,7 +29,7 @@ from vitscope.indexer.decode import check_size, in_rgb
 from vitscope.indexer.errors import IndexingError, OutputError, SourceError
 from vitscope.indexer.sources import Source, SourceRow
 from vitscope.indexer.sources.files import SUFFIXES
-from vitscope.store.files import write_atomically
+from vitscope.store.files import PARTIAL, write_atomically
 from vitscope.store.progress import Progress
 
 Part = Literal["background", "foreground"]
@@ -40,9 +41,10 @@ FILLS: Mapping[str, tuple[int, int, int] | None] = {
     "mean": None,
 }
 """What covers a part: the mean colour of ImageNet, which most models see as 0; black; the mean
-colour of the picture itself."""
+colour of the picture itself. Any other colour goes by its numbers."""
 
 _RECORD = "variant.json"
+_NUMBER = re.compile("[0-9]{1,3}")
 _FOLDER_ROWS = 1_000
 _AT_ONCE = 256
 
@@ -54,7 +56,7 @@ class Change:
     mask: Part | None = None
     """What is covered: all outside the boxes, or all inside."""
     fill: str = "gray"
-    """One of `FILLS`."""
+    """One of `FILLS`, or red, green and blue from 0 to 255, as `255,0,0`."""
     low_pass: float | None = None
     """Standard deviation in pixels of a Gaussian that takes the detail away."""
 
@@ -64,6 +66,20 @@ class Change:
             raise IndexingError("Give either --mask or --low-pass.")
         if self.low_pass is not None and not 0 < self.low_pass <= 1_000:
             raise IndexingError("--low-pass must be more than 0 pixels, and at most 1,000.")
+        self.colour()
+
+    def colour(self) -> tuple[int, int, int] | None:
+        """Red, green and blue of `fill`; None for the mean colour of each picture."""
+        if self.fill in FILLS:
+            return FILLS[self.fill]
+        told = self.fill.split(",")
+        if len(told) != 3 or not all(_NUMBER.fullmatch(each) and int(each) < 256 for each in told):
+            raise IndexingError(
+                f"--fill {self.fill[:40]!r} is no colour; give {', '.join(FILLS)}, or red, green "
+                "and blue from 0 to 255, such as 255,0,0."
+            )
+        red, green, blue = map(int, told)
+        return red, green, blue
 
 
 @dataclass(slots=True)
@@ -137,7 +153,9 @@ class Variant:
             raise OutputError(f"The folder {self._out.absolute().parent} for --out does not exist.")
         self._out.mkdir(exist_ok=True)
         path = self._out / _RECORD
-        if not path.exists() and not any(self._out.iterdir()):
+        # A run that was killed at once leaves no more than a part of the record.
+        begun = path.with_name(f".{_RECORD}{PARTIAL}")
+        if not path.exists() and set(self._out.iterdir()) <= {begun}:
             write_atomically(path, record)
         if not path.is_file() or path.read_bytes() != record:
             raise OutputError(
@@ -175,7 +193,7 @@ class Variant:
             return picture
         inside = self._inside(row, picture.size)
         pixels = np.array(picture)
-        fill = FILLS[self._change.fill]
+        fill = self._change.colour()
         colour = pixels.mean((0, 1)).round() if fill is None else fill
         pixels[~inside if self._change.mask == "background" else inside] = colour
         return Image.fromarray(pixels)

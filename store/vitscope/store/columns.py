@@ -140,6 +140,13 @@ class StoredBytes:
         start, stop = int(self.edges[number]), int(self.edges[number + 1])
         return self.read(slice(start, stop)).tobytes() if stop > start else b""
 
+    def same_as(self, other: StoredBytes) -> bool:
+        """Whether all items are equal, one by one."""
+        if not np.array_equal(self.edges, other.edges):
+            return False
+        everything = slice(0, int(self.edges[-1]))
+        return np.array_equal(self.read(everything), other.read(everything))
+
     def text(self, number: int) -> str:
         """One item as UTF-8."""
         return self.item(number).decode()

@@ -140,6 +140,10 @@ class RowTable:
         """The image's name within its source."""
         return self._keys.text(row)
 
+    def has_keys_of(self, other: RowTable) -> bool:
+        """Whether every row of both goes by the same key; far faster than asking for each."""
+        return self._keys.same_as(other._keys)
+
     def label(self, row: int) -> str | None:
         """The image's label, where it has one."""
         number = int(self.labels[row])

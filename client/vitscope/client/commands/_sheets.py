@@ -12,6 +12,7 @@ from vitscope.client.errors import UsageError
 from vitscope.client.pictures import Cell, Section, decode, gallery_sheet, save_png
 from vitscope.client.results import (
     AnalyzedImage,
+    ChangedImages,
     Neighbours,
     PatchMap,
     PatchMaps,
@@ -25,6 +26,8 @@ from vitscope.client.results import (
 
 MOST_DRAWN = 1_000
 """Images on a sheet that anyone can look at."""
+_PAIRS = 3
+"""Of pictures side by side, so that none is torn apart."""
 
 
 def few(answers: Iterable[TopImages]) -> list[TopImages]:
@@ -200,6 +203,25 @@ def along_section(client: Client, index: str, along: TopImagesAlong, name: str) 
     note = f"{_note(client, index, along.generation)} · {along.pooling} pooling"
     note += f" · {_found(along)}"
     return Section(title, cells, note=note, maps=False)
+
+
+def changed_images_section(
+    client: Client, index: str, other: str, found: ChangedImages, how: str
+) -> Section:
+    """Every image of the answer beside what the other index has of it; `how` they were ranked."""
+    _require_few(2 * len(found.images))
+    rows = [image.row for image in found.images]
+    mine, theirs = (_pictures(client, name, rows) for name in (index, other))
+    cells = []
+    for rank, image in enumerate(found.images, 1):
+        heading = f"{rank}  {image.label or image.key}"
+        detail = f"{image.score:.4g} · row {image.row}"
+        changed = f"{image.other_score:.4g} ({image.difference:+.4g})"
+        cells.append(Cell(mine[image.row], None, heading, detail))
+        cells.append(Cell(theirs[image.row], None, f"in {other}", changed))
+    title = f"{found.layer} · channel {found.channel} · {how} of {len(rows)} images in {other}"
+    note = _note(client, index, found.generation)
+    return Section(title, cells, note=note, columns=_PAIRS * 2, maps=False)
 
 
 def _found(near: SimilarImages | SimilarPatches | TopImagesAlong | Neighbours) -> str:

@@ -6,6 +6,8 @@ from math import isnan
 
 from vitscope.client.client import Client
 from vitscope.client.commands import _common
+from vitscope.client.errors import UsageError
+from vitscope.client.files import png_target
 from vitscope.client.requests import CHANGES
 from vitscope.client.text import table
 
@@ -30,9 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _common.add_count(parser, "channels or images")
     _common.add_filter(parser)
     _common.add_json(parser)
+    _common.add_png(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.png is not None and args.channel is None:
+        raise UsageError("--png draws images; name the channel with --channel.")
     with _common.connect(args) as client:
         return _channels(client, args) if args.channel is None else _images(client, args)
 
@@ -69,6 +74,7 @@ def _channels(client: Client, args: argparse.Namespace) -> int:
 
 
 def _images(client: Client, args: argparse.Namespace) -> int:
+    target = None if args.png is None else png_target(args.png)
     found = client.compare_images(
         args.index,
         args.other,
@@ -79,6 +85,12 @@ def _images(client: Client, args: argparse.Namespace) -> int:
         order="bottom" if args.bottom else "top",
         k=args.k,
     )
+    if target is not None:
+        from vitscope.client.commands import _sheets
+
+        how = "greatest fall" if args.bottom else "greatest rise"
+        section = _sheets.changed_images_section(client, args.index, args.other, found, how)
+        _sheets.save(target, [section])
     if args.json:
         _common.print_json(asdict(found))
         return 0

@@ -30,7 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SIGMA",
         help="blur by a Gaussian with this standard deviation in pixels",
     )
-    add("--fill", choices=["gray", "black", "mean"], default="gray", help="what covers (gray)")
+    add(
+        "--fill",
+        default="gray",
+        metavar="COLOUR",
+        help="what covers: gray (default), black, mean (of the picture), or R,G,B",
+    )
     add("--masks", type=Path, metavar="DIR", help="pictures, white where the object is, for boxes")
     add("--json", action="store_true", help="print one object")
 

@@ -164,7 +164,8 @@ def _check_same_pictures(generation: Generation, other: Generation) -> None:
             f"other: it has {counts[1]} rows and the index {counts[0]}; compare indexes of the "
             "same pictures, or of copies of all of them."
         )
-    for row in range(counts[0]):
+    alike = generation.rows.has_keys_of(other.rows)
+    for row in range(0 if alike else counts[0]):
         if row % _ROWS == 0:
             check_caller()
         keys = generation.rows.key(row), other.rows.key(row)
@@ -194,6 +195,8 @@ class _Moments:
     ) -> None:
         self._held = (generation, other)
         self._layer, self._array = layer, scores_name(pooling)
+        # Of their own, since a joined mean is lost where a score is infinite.
+        self._sums = np.zeros((2, layer.channels))
         self._means = np.zeros((2, layer.channels))
         self._products = np.zeros((3, layer.channels))
         self._count = 0
@@ -216,7 +219,8 @@ class _Moments:
                 held.read(self._layer.name, self._array, some, part)[:, places].astype(np.float64)
                 for held in self._held
             )
-            means = np.stack([a.mean(1), b.mean(1)])
+            sums = np.stack([a.sum(1), b.sum(1)])
+            means = sums / here
             a -= means[0][:, None]
             b -= means[1][:, None]
             shift = means - self._means[:, some]
@@ -224,10 +228,11 @@ class _Moments:
             inner = np.stack([(a * a).sum(1), (b * b).sum(1), (a * b).sum(1)])
             self._products[:, some] += inner + apart * (before * here / self._count)
             self._means[:, some] += shift * (here / self._count)
+            self._sums[:, some] += sums
 
     def changes(self) -> ChangedChannels:
         """Of all channels of the layer; NaN where no image takes part."""
-        means = self._means if self._count else np.full_like(self._means, np.nan)
+        means = self._sums / self._count if self._count else np.full_like(self._sums, np.nan)
         aa, bb, ab = self._products / max(self._count, 1)
         deviation, other = (
             changing(mean, np.sqrt(square)) for mean, square in zip(means, (aa, bb), strict=True)
