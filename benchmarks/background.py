@@ -61,13 +61,7 @@ def main() -> int:
 
 def make(folder: Path, scenes: int) -> None:
     """The indexes `whole`, and one by the name of each mask."""
-    write_scenes(folder / "scenes", scenes)
-    whole = folder / "scenes" / "list.csv"
-    with whole.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(("path", "label", "boxes"))
-        for scene in read_truth(folder / "scenes"):
-            table.writerow((f"images/{scene.key}", scene.label, json.dumps([scene.box])))
+    whole = draw(folder / "scenes", scenes)
     index(whole, folder / "whole", "--retain-all", "all")
     for mask in MASKS:
         copies = folder / f"without-{mask}"
@@ -79,6 +73,17 @@ def index(pictures: Path, out: Path, *more: str) -> None:
     """An index of a list of pictures."""
     run("index", "--model", MODEL_NAME, "--data", pictures, "--out", out,
         "--no-patch-search", *more)  # fmt: skip
+
+
+def draw(folder: Path, scenes: int) -> Path:
+    """Scenes, and the list that has their boxes."""
+    write_scenes(folder, scenes)
+    with (folder / "list.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("path", "label", "boxes"))
+        for scene in read_truth(folder):
+            table.writerow((f"images/{scene.key}", scene.label, json.dumps([scene.box])))
+    return folder / "list.csv"
 
 
 def run(*arguments: object) -> None:

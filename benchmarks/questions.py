@@ -2,7 +2,7 @@
 
     python benchmarks/questions.py [--quick] [--json FILE]
 
-A server process over an index of drawn scenes with all layers kept, and another whose handlers
+A server process over an index of drawn scenes with a layer kept whole, and another whose handlers
 return the very bytes of the first one's answers. Callers wait for an answer before they ask again,
 over a connection each, all in this process; the two servers take turns, a round each. What callers
 and gRPC themselves take is in both figures. Seconds are of this machine.
@@ -27,11 +27,11 @@ from typing import Any
 import grpc
 import numpy as np
 from answers import served
+from background import draw
 from record import Row, write
 
 from vitscope.indexer.options import Options
 from vitscope.indexer.run import index
-from vitscope.indexer.scenes import write_scenes
 from vitscope.indexer.scenes.model import MODEL_NAME
 from vitscope.v1 import query_pb2 as pb
 from vitscope.v1 import service_pb2
@@ -73,12 +73,11 @@ def main() -> int:
 
 
 def make_index(folder: Path, pictures: int) -> None:
-    """Of drawn scenes, with their boxes, all layers kept."""
-    write_scenes(folder / "scenes", pictures)
+    """Of drawn scenes with their boxes, one layer kept whole."""
     index(
         Options(
             model=MODEL_NAME,
-            data=folder / "scenes" / "images",
+            data=draw(folder / "scenes", pictures),
             out=folder / "index",
             top_k=100,
             retain_all=(LAYER,),
@@ -181,6 +180,11 @@ def questions(pictures: int) -> list[Question]:
                 )
                 for vector in weights
             ],
+        ),
+        Question(
+            "channels between two indexes",
+            "CompareChannels",
+            [pb.CompareChannelsRequest(other="index", layer=f"blocks.{n}.mlp") for n in range(6)],
         ),
         Question(
             "20 pictures",

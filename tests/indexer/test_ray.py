@@ -111,7 +111,7 @@ def test_a_stopped_run_says_so(pictures: Path, tmp_path: Path, cluster: Cluster)
     at_work(out, run)
     run.send_signal(signal.SIGTERM)
     _, errors = run.communicate(timeout=60)
-    assert run.returncode == 128 + signal.SIGTERM
+    assert run.returncode == 128 + signal.SIGTERM, errors
     assert errors.splitlines()[-1] == "vitscope: Stopped; the same command goes on from here."
 
 

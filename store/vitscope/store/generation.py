@@ -199,6 +199,10 @@ class Generation:
         kept = int(np.count_nonzero(rows >= 0))
         return rows[:kept], scores[:kept]
 
+    def top_scores(self, layer: str, pooling: Pooling) -> npt.NDArray[np.float16]:
+        """Kept top scores of all channels of a layer, best first: (C, K); NaN behind the last."""
+        return self.read(layer, layout.top_scores_name(pooling))
+
     def top_maps(
         self, layer: str, pooling: Pooling, channel: int, ranks: npt.NDArray[np.int64] | slice
     ) -> npt.NDArray[np.float16]:

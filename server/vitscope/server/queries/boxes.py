@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +26,7 @@ from vitscope.server.queries.filters import ImageFilter, select
 from vitscope.server.queries.maps import kept_maps, kept_rows
 from vitscope.store.generation import Generation
 from vitscope.store.geometry import boxes_share, tells_apart
-from vitscope.store.manifest import LayerRecord
+from vitscope.store.manifest import LayerRecord, TokenLayout
 from vitscope.store.ranking import largest, sortable
 
 Doubles = npt.NDArray[np.float64]
@@ -34,6 +37,10 @@ Measure = Literal["contrast", "inside", "auc"]
 _MAPS_AT_ONCE = 4_096
 _FEW_CHANNELS = 16
 """Of a layer kept whole, that are read one by one: fewer than share its chunks."""
+_HELD_SETS = 8
+"""Sets of boxes, on a layer's patches, whose shares are remembered for each generation,"""
+_HELD_CELLS = 4 << 20
+"""and the patches that each of them remembers."""
 _CELLS_AT_ONCE = 1 << 19
 """Patches of one image, over several channels, that are sorted together."""
 
@@ -179,7 +186,7 @@ class _Shares:
         self._layer = layer
         self._labels = box_labels
         self._among = np.zeros(0, np.int64) if among is None else among
-        self._held: dict[int, Doubles | None] = {}
+        self._held = _held_shares(generation, layer.tokens, box_labels)
 
     def scores(self, channel: int) -> tuple[Rows, Scores]:
         """Rows (M,), ascending, whose maps of the channel are kept, and how these lie to boxes."""
@@ -224,9 +231,12 @@ class _Shares:
 
     def _share(self, row: int) -> Doubles | None:
         """How the boxes of an image cover its patches (T,); None where that tells nothing apart."""
-        if row not in self._held:
-            self._held[row] = self._covered(row)
-        return self._held[row]
+        if row in self._held:
+            return self._held[row]
+        share = self._covered(row)
+        if len(self._held) * self._layer.tokens.tokens < _HELD_CELLS:
+            self._held[row] = share
+        return share
 
     def _covered(self, row: int) -> Doubles | None:
         labels = self._labels
@@ -240,6 +250,26 @@ class _Shares:
             self._layer.tokens, boxes, view_of(self._generation, row, "layer"), size
         )
         return share.ravel() if tells_apart(share) else None
+
+
+_held: WeakKeyDictionary[Generation, OrderedDict[object, dict[int, Doubles | None]]] = (
+    WeakKeyDictionary()
+)
+_lock = Lock()
+
+
+def _held_shares(
+    generation: Generation, tokens: TokenLayout, box_labels: tuple[str, ...]
+) -> dict[int, Doubles | None]:
+    """The shares of images that were asked about before: a caller asks channel after channel."""
+    key = (tokens, frozenset(box_labels))
+    with _lock:
+        mine = _held.setdefault(generation, OrderedDict())
+        found = mine.setdefault(key, {})
+        mine.move_to_end(key)
+        while len(mine) > _HELD_SETS:
+            mine.popitem(last=False)
+    return found
 
 
 def against_boxes(maps: Halves, shares: Doubles) -> Scores:

@@ -34,6 +34,9 @@ from vitscope.store.statistics import ScoreStatistics, changing
 Doubles = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
 
+_COUNTED_AT_ONCE = 8 << 20
+"""Scores of several channels that are read and counted together."""
+
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
@@ -225,8 +228,9 @@ def _scores(
 class _Percentiles:
     """Shares of valid images that score lower, for the channels that may be among the best.
 
-    The stored quantiles bound every channel's share from both sides, so that scores are counted
-    only of those that can still be among the best.
+    A channel's kept top scores tell the share of an image that is among them; the last of them and
+    the stored quantiles bound all others, so that scores are counted only of channels that can
+    still be among the best.
     """
 
     def __init__(
@@ -239,7 +243,7 @@ class _Percentiles:
         self._generation = generation
         self._layers = layers
         self._pooling = pooling
-        self._scores = scores
+        self._scores = [each.astype(np.float16) for each in scores]
 
     def best(self, k: int) -> Doubles:
         """The share of each channel of all layers, one after the other; NaN where not counted."""
@@ -252,32 +256,55 @@ class _Percentiles:
             return shares
         # At least k channels reach this: who cannot, is not among the best.
         bar = np.partition(least[there], int(there.sum()) - k)[int(there.sum()) - k]
-        wanted = np.flatnonzero(there & (most >= bar))
+        wanted = there & (most >= bar)
+        known = wanted & (least == most)
+        shares[known] = least[known]
         start = 0
         for layer, scores in zip(self._layers, self._scores, strict=True):
-            mine = wanted[(wanted >= start) & (wanted < start + layer.channels)] - start
-            for channel in mine.tolist():
-                shares[start + channel] = self._share(layer, channel, scores[channel])
+            part = slice(start, start + layer.channels)
+            left = np.flatnonzero(wanted[part] & ~known[part])
+            step = max(1, _COUNTED_AT_ONCE // self._generation.manifest.rows)
+            for first in range(0, len(left), step):
+                some = left[first : first + step]
+                shares[start + some] = self._counted(layer, some, scores[some])
             start += layer.channels
         return shares
 
-    def _bounds(self, layer: LayerRecord, scores: Doubles) -> tuple[Doubles, Doubles]:
-        """What the share of each channel (C,) is at least and at most."""
+    def _bounds(
+        self, layer: LayerRecord, scores: npt.NDArray[np.float16]
+    ) -> tuple[Doubles, Doubles]:
+        """What the share of each channel (C,) is at least and at most; equal where it is known."""
         quantiles = self._generation.statistics(layer.name, self._pooling).quantiles  # [C, Q]
-        above = scores[:, None] > quantiles.astype(np.float64)
+        above = sortable(scores)[:, None] > sortable(quantiles)
         levels = np.array(QUANTILES)
-        # Where a score is none, quantiles are not known, and nor are bounds.
+        least = np.where(above, levels, 0.0).max(1)
+        # Fewer than its level are below a quantile that the score does not pass.
+        most = np.where(above, 1.0, np.nextafter(levels, -1).clip(0)).min(1)
+        valid = self._generation.manifest.valid_rows
+        kept = self._generation.top_scores(layer.name, self._pooling)  # [C, K]
+        reached = np.count_nonzero(sortable(kept) >= sortable(scores)[:, None], axis=1)
+        known = (reached < kept.shape[1]) | (kept.shape[1] >= valid)
+        share = (valid - reached) / valid
+        least = np.where(known, share, least)
+        most = np.where(known, share, np.minimum(most, share))
+        # Where a score is none, neither quantiles nor ranks tell how many there are.
         unknown = np.isnan(quantiles).any(1)
-        least = np.where(unknown, 0.0, np.where(above, levels, 0.0).max(1))
-        most = np.where(unknown, 1.0, np.where(above, 1.0, levels).min(1))
-        return least, most
+        return np.where(unknown, 0.0, least), np.where(unknown, 1.0, most)
 
-    def _share(self, layer: LayerRecord, channel: int, score: float) -> float:
+    def _counted(
+        self,
+        layer: LayerRecord,
+        channels: npt.NDArray[np.int64],
+        scores: npt.NDArray[np.float16],
+    ) -> Doubles:
+        """The shares (M,) of channels (M,), of whose images all scores are looked at."""
         check_caller()
-        column = self._generation.scores(layer.name, self._pooling, channel)
-        order, mine = sortable(column), sortable(np.array([score], np.float16))[0]
-        lower = np.count_nonzero(order < mine) - np.count_nonzero(np.isnan(column))
-        return float(lower / self._generation.manifest.valid_rows)
+        read = self._generation.read(layer.name, scores_name(self._pooling), channels)  # [M, N]
+        lower = np.count_nonzero(sortable(read) < sortable(scores)[:, None], axis=1)
+        # NaN lies below everything.
+        counted = lower - np.count_nonzero(np.isnan(read), axis=1)
+        shares: Doubles = counted / self._generation.manifest.valid_rows
+        return shares
 
 
 def similar_channels(
