@@ -219,7 +219,7 @@ def changed_images_section(
         changed = f"{image.other_score:.4g} ({image.difference:+.4g})"
         cells.append(Cell(mine[image.row], None, heading, detail))
         cells.append(Cell(theirs[image.row], None, f"in {other}", changed))
-    title = f"{found.layer} · channel {found.channel} · {how} of {len(rows)} images in {other}"
+    title = f"{found.layer} · channel {found.channel} · {len(rows)} images of {how} in {other}"
     note = _note(client, index, found.generation)
     return Section(title, cells, note=note, columns=_PAIRS * 2, maps=False)
 
