@@ -39,10 +39,8 @@ check: install
 	$(BIN)/python -m pytest
 
 bench: install
-	$(BIN)/python benchmarks/forward.py --json benchmarks/results/$(shell date +%F)-forward-$(shell uname -m).json
-	$(BIN)/python benchmarks/answers.py --json benchmarks/results/$(shell date +%F)-answers-$(shell uname -m).json
-	$(BIN)/python benchmarks/decoders.py --json benchmarks/results/$(shell date +%F)-decoders-$(shell uname -m).json
-	$(BIN)/python benchmarks/store.py --json benchmarks/results/$(shell date +%F)-store-$(shell uname -m).json
+	for name in forward answers questions scale background decoders store; do \
+	  $(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$(date +%F)-$$name-$$(uname -m).json || exit; done
 
 protos: install
 	$(BIN)/python proto/generate.py
