@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic import ServerProcess, Synthetic, build
+from synthetic import ServerProcess, build
 
 from vitscope.client import (
     AsyncClient,
@@ -170,8 +170,25 @@ def test_a_loop_that_is_left_ends_the_stream(address: str) -> None:
     assert asyncio.run(ask()) == 0
 
 
-def test_what_cannot_be_an_address(synthetic: Synthetic) -> None:
-    with pytest.raises(UsageError):
-        AsyncClient("nowhere")
-    with pytest.raises(UsageError):
-        AsyncClient("127.0.0.1:50051", timeout=0)
+def test_what_cannot_be_a_client() -> None:
+    async def make(address: str, timeout: float) -> None:
+        AsyncClient(address, timeout=timeout)
+
+    for address, timeout in (("nowhere", 1.0), ("127.0.0.1:50051", 0.0)):
+        with pytest.raises(UsageError):
+            asyncio.run(make(address, timeout))
+    with pytest.raises(UsageError, match="belongs to an event loop"):
+        AsyncClient("127.0.0.1:50051")
+
+
+def test_closing_cancels_what_is_under_way(address: str) -> None:
+    async def ask() -> None:
+        client = AsyncClient(address)
+        stream = client.top_images_of_channels(SPARSE, index="one")
+        await anext(stream)
+        await client.close()
+        with pytest.raises(asyncio.CancelledError):
+            async for _ in stream:
+                pass
+
+    asyncio.run(ask())

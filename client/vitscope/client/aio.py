@@ -1,5 +1,6 @@
 """The asynchronous client: the methods of `Client`, to be awaited."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Collection, Sequence
 from types import TracebackType
@@ -9,7 +10,7 @@ import grpc
 
 from vitscope.client import convert, requests, scores
 from vitscope.client.connection import OPTIONS, checked_address, checked_timeout, picture_bytes
-from vitscope.client.errors import rpc_errors
+from vitscope.client.errors import UsageError, rpc_errors
 from vitscope.client.filters import ImageFilter
 from vitscope.client.results import (
     AnalyzedImage,
@@ -50,11 +51,17 @@ class AsyncClient:
     def __init__(self, address: str, *, timeout: float = 30.0) -> None:
         self._address = checked_address(address)
         self._timeout = checked_timeout(timeout)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise UsageError(
+                "An AsyncClient belongs to an event loop; make it inside of a coroutine."
+            ) from None
         self._channel = grpc.aio.insecure_channel(self._address, options=OPTIONS)
         self._stub = ActivationServiceStub(self._channel)
 
     async def close(self) -> None:
-        """Let the connection go; calls under way end with `CancelledError`."""
+        """Let the connection go; calls under way are cancelled (`asyncio.CancelledError`)."""
         await self._channel.close()
 
     async def __aenter__(self) -> Self:

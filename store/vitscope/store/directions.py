@@ -108,7 +108,8 @@ def _opened(path: Path, name: str, layer: LayerRecord) -> npt.NDArray[Any]:
     """The array of a file, (C,) or (D, C), of which nothing is read yet."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    # What reads a header runs Python's own parser, and raises whatever that does on bad bytes.
+    except Exception as error:
         raise UnusableDirectionError(
             f"the file of {name!r} is not readable as a NumPy array; save it anew with numpy.save."
         ) from error
