@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -97,3 +98,15 @@ def test_the_orientation_tag_is_not_applied(transform: Any) -> None:
     assert first is not None
     assert second is not None
     assert torch.equal(first, second)
+
+
+def test_postscript_is_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would hand it to Ghostscript, which runs it as a program."""
+    told = tmp_path / "told"
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {told}\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    data = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    found = Decoder([], 0)(data)
+    assert found.reason == "the file is not an image that Pillow knows"
+    assert not told.exists()

@@ -76,7 +76,7 @@ def inside_of(size: tuple[int, int], boxes: list[list[float]]) -> npt.NDArray[np
 @pytest.mark.parametrize("part", ["background", "foreground"])
 def test_what_is_covered_and_what_stays(listed: Path, tmp_path: Path, part: str, fill: str) -> None:
     found, copy = made(listed, tmp_path / "copy", mask=part, fill=fill)
-    assert found == Made(pictures=4, unmasked=2, invalid=2)
+    assert found == Made(pictures=4, unmasked=1, invalid=2)
     whole, seen = picture(0), pixels_of(copy, 0)
     inside = inside_of((16, 12), BOXES)
     stays = inside if part == "background" else ~inside
@@ -239,9 +239,32 @@ def test_the_command_tells_what_it_made(listed: Path, tmp_path: Path) -> None:
     run = subprocess.run([*command, "--mask", "background"], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "4 pictures" in run.stdout
-    assert "2 have no boxes" in run.stdout
+    assert "1 have no boxes" in run.stdout
     assert "2 could not be read" in run.stdout
     as_json = subprocess.run(
         [*command, "--mask", "background", "--json"], capture_output=True, text=True, check=True
     )
     assert json.loads(as_json.stdout)["pictures"] == 4
+
+
+def test_other_masks_are_another_variant(tmp_path: Path) -> None:
+    for place in ("data", "masks"):
+        (tmp_path / place).mkdir()
+    Image.fromarray(picture(4)).save(tmp_path / "data" / "1.bmp")
+    source = open_source(tmp_path / "data")
+    change = Change(mask="background")
+    with pytest.raises(SourceError, match=r"no picture for 1\.bmp"):
+        Variant(source, tmp_path / "copy", change, tmp_path / "masks")
+    assert not (tmp_path / "copy").exists()
+    Image.fromarray(np.eye(12, 16, dtype=np.uint8)).save(tmp_path / "masks" / "1.png")
+    with pytest.raises(SourceError, match="has no white, but values up to 1; make objects 255"):
+        Variant(source, tmp_path / "copy", change, tmp_path / "masks").make()
+    Image.fromarray(np.eye(12, 16, dtype=np.uint8) * 255).save(tmp_path / "masks" / "1.png")
+    with pytest.raises(OutputError, match="variant of other pictures or options"):
+        Variant(source, tmp_path / "copy", change, tmp_path / "masks")
+
+
+def test_a_folder_that_cannot_be_made(listed: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OutputError, match="cannot be made"):
+        Variant(open_source(listed), tmp_path / "file", Change(low_pass=1.0))

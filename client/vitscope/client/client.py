@@ -438,8 +438,8 @@ class Client:
 
         `direction` has weights by channel, a weight for every channel (C,), or a name; weights go
         as float32. `measure` 'projection' is the weighted sum of the scores by `pooling`, always
-        exact; 'cosine' that of the angle to the mean-pooled activations, exact with a filter
-        `where` or with `exact`.
+        exact; 'cosine' that of the angle to the mean-pooled activations. Both look at every image,
+        with `exact` or without.
         """
         request = requests.top_images_along_request(
             index, layer, direction, measure, pooling, k, where, exact

@@ -69,7 +69,7 @@ class Decoder:
         digest = hashlib.sha256(data).hexdigest()
         try:
             # The orientation tag is not applied, as in timm's own evaluation.
-            with Image.open(io.BytesIO(data)) as image:
+            with opened(data) as image:
                 size = image.size
                 check_size(size)
                 decoded, steps = self._decoded(image, data)
@@ -111,6 +111,12 @@ class Decoder:
         out = io.BytesIO()
         small.save(out, "JPEG", quality=_JPEG_QUALITY)
         return out.getvalue()
+
+
+def opened(data: bytes) -> Image.Image:
+    """A picture of any format that Pillow reads by itself: not PostScript, which is a program."""
+    Image.init()
+    return Image.open(io.BytesIO(data), formats=[name for name in Image.ID if name != "EPS"])
 
 
 def check_size(size: view.Size) -> None:

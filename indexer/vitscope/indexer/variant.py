@@ -25,11 +25,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
-from vitscope.indexer.decode import check_size, in_rgb
+from vitscope.indexer.decode import check_size, in_rgb, opened
 from vitscope.indexer.errors import IndexingError, OutputError, SourceError
 from vitscope.indexer.sources import Source, SourceRow
 from vitscope.indexer.sources.files import SUFFIXES
-from vitscope.store.files import PARTIAL, write_atomically
+from vitscope.store.files import PARTIAL, sha256_bytes, write_atomically
 from vitscope.store.progress import Progress
 
 Part = Literal["background", "foreground"]
@@ -114,7 +114,8 @@ class Variant:
                 "No picture of the source has boxes that would say what to mask; give --boxes, a "
                 "list with boxes, or --masks."
             )
-        self._claim(masks)
+        self._check_masks()
+        self._claim()
 
     def make(self) -> Made:
         """Write a copy of every picture that has none yet, then the list that names them.
@@ -133,7 +134,7 @@ class Variant:
                     found = self._source.rows[row]
                     made.pictures += 1
                     made.invalid += name.endswith(".bin")
-                    made.unmasked += self._unmasked(found)
+                    made.unmasked += self._unmasked(found) and name.endswith(".png")
                     boxes = self._boxes(found, name)
                     table.writerow((name, found.key, found.label or "", boxes))
                 progress.advance(len(some))
@@ -141,17 +142,28 @@ class Variant:
         write_atomically(self._out / LIST, lines.getvalue().encode())
         return made
 
-    def _claim(self, masks: Path | None) -> None:
+    def _check_masks(self) -> None:
+        """Raise unless every picture has a mask, where these say where objects are."""
+        for key in self._source.rows.keys if self._masks is not None else ():
+            if os.path.splitext(key)[0] not in (self._masks or {}):
+                raise SourceError(f"--masks has no picture for {key}; give one for each.")
+
+    def _claim(self) -> None:
         """Make the folder this variant's own, or find that it is."""
         told = {
             **asdict(self._change),
-            "masks": None if masks is None else str(masks.resolve()),
+            "masks": _digest(self._masks),
             "rows_sha256": self._source.rows.digest(),
         }
         record = json.dumps(told, indent=1).encode() + b"\n"
         if not self._out.absolute().parent.is_dir():
             raise OutputError(f"The folder {self._out.absolute().parent} for --out does not exist.")
-        self._out.mkdir(exist_ok=True)
+        try:
+            self._out.mkdir(exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"The folder {self._out} for --out cannot be made ({error.strerror})."
+            ) from None
         path = self._out / _RECORD
         # A run that was killed at once leaves no more than a part of the record.
         begun = path.with_name(f".{_RECORD}{PARTIAL}")
@@ -212,16 +224,20 @@ class Variant:
                 x0, y0, x1, y1 = (max(0, ceil(corner - 0.5)) for corner in box.corners)
                 inside[y0:y1, x0:x1] = True
             return inside
-        path = self._masks.get(os.path.splitext(row.key)[0])
-        if path is None:
-            raise SourceError(f"--masks has no picture for {row.key}; give one for each.")
+        path = self._masks[os.path.splitext(row.key)[0]]
         mask = _decoded(path.read_bytes())
         if mask is None or mask.size != size:
             what = "is no picture" if mask is None else f"has {mask.width} x {mask.height} pixels"
             raise SourceError(
                 f"The mask {path.name} of {row.key} {what}; it must be one of {width} x {height}."
             )
-        return np.asarray(mask.convert("L")) >= 128
+        values = np.asarray(mask.convert("L"))
+        if 0 < values.max() < 128:
+            raise SourceError(
+                f"The mask {path.name} of {row.key} has no white, but values up to "
+                f"{values.max()}; make objects 255."
+            )
+        return values >= 128
 
     def _boxes(self, row: SourceRow, name: str) -> str:
         """The boxes as a list has them, in pixels of the picture."""
@@ -244,12 +260,20 @@ def _masks(folder: Path) -> dict[str, Path]:
     }
 
 
+def _digest(masks: Mapping[str, Path] | None) -> str | None:
+    """Of names, sizes and times of masks: others make another variant."""
+    if masks is None:
+        return None
+    told = [(key, path.stat().st_size, path.stat().st_mtime_ns) for key, path in masks.items()]
+    return sha256_bytes(json.dumps(told).encode())
+
+
 def _decoded(data: bytes) -> Image.Image | None:
     """What the indexer would see, in RGB; None where it would see no picture."""
     try:
-        with Image.open(io.BytesIO(data)) as opened:
-            check_size(opened.size)
-            return in_rgb(opened)
+        with opened(data) as picture:
+            check_size(picture.size)
+            return in_rgb(picture)
     # Whatever a codec raises on bad bytes.
     except Exception:
         return None

@@ -1013,7 +1013,9 @@ class TopImagesAlongDirectionRequest(_message.Message):
     k: _builtins.int
     """At least 1 and at most the number of valid images; absent, 20 or all if fewer."""
     exact: _builtins.bool
-    """With DIRECTION_MEASURE_COSINE: hold the direction against every image. So it is with a filter."""
+    """Changes nothing: a direction is held against every image, since the recall of a search is that
+    of images' own vectors, and not of any direction.
+    """
     @_builtins.property
     def direction(self) -> Global___Direction: ...
     @_builtins.property
@@ -2085,8 +2087,8 @@ Global___AnalyzeImageResponse: _TypeAlias = AnalyzeImageResponse  # noqa: Y015
 
 @_typing.final
 class CompareChannelsRequest(_message.Message):
-    """Two indexes of the same pictures in the same order, or of copies of them: keys agree but for what
-    follows their last dot.
+    """Two indexes of the same pictures in the same order, or of copies of them: keys agree but for an
+    ending such as .jpg.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

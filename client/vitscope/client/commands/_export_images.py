@@ -89,7 +89,7 @@ def _write_channel(
     by_row = {} if maps is None else dict(zip(maps.rows.tolist(), maps.values, strict=True))
     grid = None if maps is None else maps.grid
     finite = [values[np.isfinite(values)] for values in by_row.values()]
-    hottest = max((float(each.max()) for each in finite if each.size), default=0.0)
+    hottest = max(0.0, *(float(each.max()) for each in finite if each.size), 0.0)
     ranks = range(len(top.images))
     described = []
     for some in _export.in_blocks(ranks, _PICTURES_AT_ONCE):

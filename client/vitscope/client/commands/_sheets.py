@@ -121,6 +121,7 @@ def similar_images_section(client: Client, index: str, near: SimilarImages) -> S
 
 def analyzed_section(client: Client, index: str, own: AnalyzedImage, what: str) -> Section:
     """The picture under the map of each of its strongest channels; `what` its scores are called."""
+    _require_few(len(own.channels))
     picture = decode(own.jpeg) if own.jpeg else None
     cells = [
         Cell(
@@ -165,6 +166,7 @@ def _near_cells(
 
 def similar_patches_section(client: Client, index: str, near: SimilarPatches) -> Section:
     """The patch asked about, then its neighbours, each framed in its image."""
+    _require_few(1 + len(near.patches))
     rows = list(dict.fromkeys([near.row, *(patch.row for patch in near.patches)]))
     pictures = _pictures(client, index, rows)
     neighbours = [
@@ -189,6 +191,7 @@ def similar_patches_section(client: Client, index: str, near: SimilarPatches) ->
 
 def along_section(client: Client, index: str, along: TopImagesAlong, name: str) -> Section:
     """The images that lie farthest along the direction called `name`."""
+    _require_few(len(along.images))
     pictures = _pictures(client, index, [image.row for image in along.images])
     cells = [
         Cell(

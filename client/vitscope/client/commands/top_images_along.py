@@ -92,8 +92,13 @@ def _direction(args: argparse.Namespace) -> tuple[Direction, str]:
 def _read(path: Path) -> Direction:
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UsageError(f"{path} is not readable as a NumPy array ({error}).") from None
+    except OSError as error:
+        raise UsageError(f"{path} is not readable ({error.strerror}).") from None
+    # What reads a header runs Python's own parser, and raises whatever that does on bad bytes.
+    except Exception:
+        raise UsageError(
+            f"{path} is not readable as a NumPy array; save it anew with numpy.save."
+        ) from None
     if not isinstance(array, np.ndarray):
         raise UsageError(f"{path} holds several arrays; save one with numpy.save.")
     return array

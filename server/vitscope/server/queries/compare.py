@@ -179,8 +179,9 @@ def _check_same_pictures(generation: Generation, other: Generation) -> None:
 
 
 def _stem(key: str) -> str:
+    """The key without an ending such as .jpg; a number behind the last dot is no ending."""
     head, dot, tail = key.rpartition(".")
-    return head if dot and "/" not in tail else key
+    return head if dot and tail.isalnum() and not tail.isdecimal() else key
 
 
 class _Moments:
@@ -238,12 +239,15 @@ class _Moments:
             changing(mean, np.sqrt(square)) for mean, square in zip(means, (aa, bb), strict=True)
         )
         difference = means[1] - means[0]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            effect = difference / deviation
+            correlation = np.clip(ab / (deviation * other), -1, 1)
         return ChangedChannels(
             np.arange(self._layer.channels),
             means[0],
             means[1],
             difference,
-            difference / deviation,
-            np.clip(ab / (deviation * other), -1, 1),
+            effect,
+            correlation,
             self._count,
         )

@@ -13,7 +13,7 @@ from vitscope.server.errors import InvalidArgumentError, NotFoundError, NotKeptH
 from vitscope.server.going import check_caller
 from vitscope.server.queries.checks import check_channel, check_k, check_pooling, find_layer
 from vitscope.server.queries.filters import ALL, ImageFilter, select
-from vitscope.server.queries.images import Near, Ranking, nearest_to
+from vitscope.server.queries.images import Near, Ranking
 from vitscope.store.directions import Directions, NamedDirections, UnusableDirectionError
 from vitscope.store.errors import NotKeptError
 from vitscope.store.generation import Generation
@@ -98,12 +98,10 @@ def top_images_along(
     else:
         # The length of a direction does not matter, but its square has to be a number.
         unit = weights / np.abs(weights).max()
-        if among is None:
-            near = nearest_to(generation, layer.name, unit, k, exact=question.exact)
-        else:
-            vectors = generation.image_vectors(layer.name, among)
-            some, cosines = scan(vectors, unit, k, going=check_caller)
-            near = Near(Ranking(some, cosines), 1.0, True)
+        # A direction is not like the images' own vectors, for which the recall of FAISS is known.
+        vectors = generation.image_vectors(layer.name, among)
+        some, cosines = scan(vectors, unit, k, going=check_caller)
+        near = Near(Ranking(some, cosines), 1.0, True)
     return Along(near, len(rows))
 
 
