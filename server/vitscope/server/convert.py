@@ -148,7 +148,6 @@ def along_from(request: query_pb2.TopImagesAlongDirectionRequest) -> directions.
         pooling=pooling_from(request.pooling),
         k=k_from(request),
         asked=filter_from(request.filter),
-        exact=request.exact,
     )
 
 

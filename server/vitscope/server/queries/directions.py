@@ -64,7 +64,6 @@ class Question:
     pooling: Pooling = "mean"
     k: int | None = None
     asked: ImageFilter = ALL
-    exact: bool = False
 
 
 class Along(NamedTuple):
