@@ -78,6 +78,17 @@ def test_a_score_that_is_no_number_leaves_nothing_known_of_its_channel(tmp_path:
         assert np.isnan(values).tolist() == [channel == 3 for channel in range(8)]
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_infinite_score_leaves_no_variance_known(tmp_path: Path) -> None:
+    scores = np.arange(80, dtype=np.float16).reshape(8, 10)
+    scores[3, 4] = np.inf
+    write_scores(tmp_path, scores)
+    write_statistics(tmp_path, replace(layer_records(10)[0], channels=8), "mean", np.arange(10))
+    found = read_statistics(tmp_path, "mean")
+    assert np.isinf(found.mean).tolist() == [channel == 3 for channel in range(8)]
+    assert np.isnan(found.variance).tolist() == [channel == 3 for channel in range(8)]
+
+
 @pytest.mark.parametrize("images", [*range(1, 300), 1_000, 12_345, 50_000, 1_281_167])
 def test_quantiles_are_numpys(images: int) -> None:
     order = np.arange(images, dtype=np.float64)

@@ -132,7 +132,9 @@ def _statistics(scores: Halves) -> ScoreStatistics:
     # NaN comes first: where there is one, nothing is known.
     quantiles[np.isnan(quantiles[:, 0])] = np.nan
     mean = _total(scores, lambda wide: wide) / images
-    variance = _total(scores, lambda wide: np.square(wide - mean)) / images
+    # Where a score is infinite, nothing is known either.
+    with np.errstate(invalid="ignore"):
+        variance = _total(scores, lambda wide: np.square(wide - mean)) / images
     return ScoreStatistics(mean, variance, (order > 0).mean(1), quantiles)
 
 
