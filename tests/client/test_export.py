@@ -349,6 +349,13 @@ def test_a_folder_of_another_export(
     assert files_of(Path("out")) == before
 
 
+def test_a_folder_whose_first_write_was_killed(empty_folder: Path, capsys: Captured) -> None:
+    Path("out").mkdir()
+    (Path("out") / ".vitscope.4711.partial").write_bytes(b"half")
+    exported(f"images --layer {PLAIN} --channel 3 -k 2", "out", capsys)
+    assert (Path("out") / "channel_00003" / "exemplars.json").is_file()
+
+
 @pytest.mark.parametrize("note", [b"", b"[]", b"\xff", b"{}"])
 def test_a_folder_of_something_else(empty_folder: Path, capsys: Captured, note: bytes) -> None:
     line = f"images --layer {PLAIN} --channel 3 --out out"

@@ -171,7 +171,7 @@ def test_the_same_direction_in_every_form(
         assert [(image.row, image.key, image.score) for image in along.images] == expected
         assert len(expected) == 9
         assert along.candidates == reply.candidates == 18
-        assert (along.generation, along.exact) == (reply.generation, True)
+        assert along.generation == reply.generation
         line = f"top-images-along --index zoo --layer {LAYER} {options} --label fox -k 9"
         line += f" --measure {measure}"
         answer = json_of(line, capsys)
@@ -204,7 +204,7 @@ def test_sheets(client: Client, tmp_path: Path, capsys: Captured) -> None:
     along = client.top_images_along(LAYER, "probe", k=3, index="zoo")
     section = _sheets.along_section(client, "zoo", along, "probe")
     assert section.title == f"{LAYER} · along probe · top 3 by projection"
-    assert section.note.endswith("mean pooling · exact")
+    assert section.note.endswith("mean pooling")
     for line in (
         f"similar-patches --index zoo --layer {LAYER} --row 5 --patch 0 0 -k 3",
         f"top-images-along --index zoo --layer {LAYER} --weights 1=1,2=-0.5 -k 3",

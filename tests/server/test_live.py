@@ -351,9 +351,9 @@ def test_pictures_that_changed_since_are_not_answered_from(
         assert channels_of(sound).channels
         grid = pb.PatchMapGrid(layer=OTHER, rows=live.good_rows, channels=[0, 1, 2])
         request = pb.GetPatchMapsRequest(grids=[grid])
-        assert refusal(lambda: list(stub.GetPatchMaps(request)))[0] == (
-            grpc.StatusCode.FAILED_PRECONDITION
-        )
+        code, details = refusal(lambda: list(stub.GetPatchMaps(request)))
+        assert code == grpc.StatusCode.FAILED_PRECONDITION
+        assert details.startswith("grids.rows: the picture of row ")
 
 
 @pytest.fixture(scope="module")

@@ -77,9 +77,9 @@ TABLE: dict[str, tuple[pb.AnalyzeImageRequest, StatusCode, str]] = {
     "unknown index": (own(index="aquarium"), MISSING, "index"),
     "pooling": (own(pooling=9), INVALID, "pooling"),
     "measure": (own(measure=9), INVALID, "measure"),
-    "channels -1": (own(channels=-1), INVALID, "channels is -1"),
+    "channels -1": (own(channels=-1), INVALID, "channels is -1; it must be at least 0"),
     "too many channels": (own(channels=LAST), INVALID, f"channels is {LAST}"),
-    "neighbours -1": (own(neighbours=-1), INVALID, "neighbours is -1"),
+    "neighbours -1": (own(neighbours=-1), INVALID, "neighbours is -1; it must be at least 0"),
     "too many neighbours": (
         own(neighbours=PICTURES + 1),
         INVALID,

@@ -330,12 +330,11 @@ class AsyncClient:
         pooling: str = "mean",
         k: SupportsIndex | None = None,
         where: ImageFilter | None = None,
-        exact: bool = False,
         index: str = "",
     ) -> TopImagesAlong:
         """As `Client.top_images_along`."""
         request = requests.top_images_along_request(
-            index, layer, direction, measure, pooling, k, where, exact
+            index, layer, direction, measure, pooling, k, where
         )
         with rpc_errors(self._address):
             reply = await self._stub.TopImagesAlongDirection(request, timeout=self._timeout)

@@ -427,7 +427,6 @@ class Client:
         pooling: str = "mean",
         k: SupportsIndex | None = None,
         where: ImageFilter | None = None,
-        exact: bool = False,
         index: str = "",
     ) -> TopImagesAlong:
         """The `k` images that lie farthest along a direction in a layer's activation space.
@@ -437,12 +436,11 @@ class Client:
         client.top_images_along("blocks.11.mlp", "sae/12")  # as `directions` lists it
 
         `direction` has weights by channel, a weight for every channel (C,), or a name; weights go
-        as float32. `measure` 'projection' is the weighted sum of the scores by `pooling`, always
-        exact; 'cosine' that of the angle to the mean-pooled activations. Both look at every image,
-        with `exact` or without.
+        as float32. `measure` 'projection' is the weighted sum of the scores by `pooling`, 'cosine'
+        that of the angle to the mean-pooled activations. Both look at every image.
         """
         request = requests.top_images_along_request(
-            index, layer, direction, measure, pooling, k, where, exact
+            index, layer, direction, measure, pooling, k, where
         )
         with rpc_errors(self._address):
             reply = self._stub.TopImagesAlongDirection(request, timeout=self._timeout)

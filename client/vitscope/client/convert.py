@@ -343,8 +343,6 @@ def top_images_along(
         pooling=pooling,
         images=tuple(map(scored_image, message.images)),
         candidates=message.candidates,
-        exact=message.exact,
-        recall_at_10=message.recall_at_10,
     )
 
 

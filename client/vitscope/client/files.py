@@ -6,9 +6,19 @@ from pathlib import Path
 from vitscope.client.errors import UsageError
 
 
+def partial_beside(path: Path) -> Path:
+    """Where this process writes what becomes `path` when it is whole."""
+    return path.with_name(f".vitscope.{os.getpid()}.partial")
+
+
+def is_partial(path: Path) -> bool:
+    """Whether a process wrote it that may have been killed."""
+    return path.match(".vitscope.*.partial")
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to `path` whole or not at all, over what was there."""
-    partial = path.with_name(f".vitscope.{os.getpid()}.partial")
+    partial = partial_beside(path)
     try:
         partial.write_bytes(data)
         partial.replace(path)

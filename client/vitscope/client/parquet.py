@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from vitscope.client.errors import UsageError
+from vitscope.client.files import partial_beside
 
 Columns = Mapping[str, str]
 """Names and types, as pyarrow calls these: `int32`, `int64`, `halffloat`, `double`, `string`, …"""
@@ -55,7 +56,7 @@ class ParquetTable:
             fields, {"vitscope": json.dumps(metadata, ensure_ascii=False)}
         )
         self._path = path
-        self._partial = path.with_name(f".vitscope.{os.getpid()}.partial")
+        self._partial = partial_beside(path)
         # A dictionary of scores is longer than the scores.
         texts = [name for name, kind in columns.items() if kind == "string"]
         try:

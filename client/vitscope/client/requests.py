@@ -423,7 +423,6 @@ def top_images_along_request(
     pooling: str,
     k: SupportsIndex | None,
     where: ImageFilter | None,
-    exact: bool,
 ) -> query_pb2.TopImagesAlongDirectionRequest:
     if measure not in DIRECTION_MEASURES:
         raise UsageError(
@@ -437,7 +436,6 @@ def top_images_along_request(
         pooling=pooling_value(pooling),
         k=_count(k),
         filter=image_filter(where),
-        exact=exact,
     )
 
 

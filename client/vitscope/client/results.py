@@ -317,10 +317,6 @@ class TopImagesAlong:
     """Higher measure first, then lower row."""
     candidates: int
     """How many images the filter let through."""
-    exact: bool
-    """False where the search may have missed images."""
-    recall_at_10: float
-    """As in `SimilarImages`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,7 @@ class _DirectionMeasureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Dire
     DIRECTION_MEASURE_UNSPECIFIED: _DirectionMeasure.ValueType  # 0
     """As DIRECTION_MEASURE_PROJECTION."""
     DIRECTION_MEASURE_PROJECTION: _DirectionMeasure.ValueType  # 1
-    """The scores weighted by the direction and summed. Always exact."""
+    """The scores weighted by the direction and summed."""
     DIRECTION_MEASURE_COSINE: _DirectionMeasure.ValueType  # 2
     """Cosine of the angle between the direction and the image's mean-pooled activations."""
 
@@ -114,7 +114,7 @@ class DirectionMeasure(_DirectionMeasure, metaclass=_DirectionMeasureEnumTypeWra
 DIRECTION_MEASURE_UNSPECIFIED: DirectionMeasure.ValueType  # 0
 """As DIRECTION_MEASURE_PROJECTION."""
 DIRECTION_MEASURE_PROJECTION: DirectionMeasure.ValueType  # 1
-"""The scores weighted by the direction and summed. Always exact."""
+"""The scores weighted by the direction and summed."""
 DIRECTION_MEASURE_COSINE: DirectionMeasure.ValueType  # 2
 """Cosine of the angle between the direction and the image's mean-pooled activations."""
 Global___DirectionMeasure: _TypeAlias = DirectionMeasure  # noqa: Y015
@@ -1004,7 +1004,6 @@ class TopImagesAlongDirectionRequest(_message.Message):
     POOLING_FIELD_NUMBER: _builtins.int
     K_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
-    EXACT_FIELD_NUMBER: _builtins.int
     index: _builtins.str
     layer: _builtins.str
     measure: Global___DirectionMeasure.ValueType
@@ -1012,10 +1011,6 @@ class TopImagesAlongDirectionRequest(_message.Message):
     """Unspecified means POOLING_MEAN, which is all that a cosine takes."""
     k: _builtins.int
     """At least 1 and at most the number of valid images; absent, 20 or all if fewer."""
-    exact: _builtins.bool
-    """Changes nothing: a direction is held against every image, since the recall of a search is that
-    of images' own vectors, and not of any direction.
-    """
     @_builtins.property
     def direction(self) -> Global___Direction: ...
     @_builtins.property
@@ -1030,11 +1025,10 @@ class TopImagesAlongDirectionRequest(_message.Message):
         pooling: _index_pb2.Pooling.ValueType = ...,
         k: _builtins.int | None = ...,
         filter: Global___ImageFilter | None = ...,
-        exact: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "direction", b"direction", "filter", b"filter", "k", b"k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "direction", b"direction", "exact", b"exact", "filter", b"filter", "index", b"index", "k", b"k", "layer", b"layer", "measure", b"measure", "pooling", b"pooling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_k", b"_k", "direction", b"direction", "filter", b"filter", "index", b"index", "k", b"k", "layer", b"layer", "measure", b"measure", "pooling", b"pooling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__k: _TypeAlias = _typing.Literal["k"]  # noqa: Y015
     _WhichOneofArgType__k: _TypeAlias = _typing.Literal["_k", b"_k"]  # noqa: Y015
@@ -1049,18 +1043,15 @@ class TopImagesAlongDirectionResponse(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     IMAGES_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
-    EXACT_FIELD_NUMBER: _builtins.int
-    RECALL_AT_10_FIELD_NUMBER: _builtins.int
     generation: _builtins.str
     candidates: _builtins.int
     """How many images the filter let through."""
-    exact: _builtins.bool
-    """As in SimilarImagesResponse."""
-    recall_at_10: _builtins.float
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoredImage]:
-        """Higher measure first, then lower row. Measures are computed in float64 and ranked as the float32
-        that they are given as, so that images of equal scores come by their rows.
+        """Exact: a direction is held against every image, since the recall of a search is that of images'
+        own vectors, and not of any direction. Higher measure first, then lower row. Measures are
+        computed in float64 and ranked as the float32 that they are given as, so that images of equal
+        scores come by their rows.
         """
 
     def __init__(
@@ -1069,12 +1060,10 @@ class TopImagesAlongDirectionResponse(_message.Message):
         generation: _builtins.str = ...,
         images: _abc.Iterable[Global___ScoredImage] | None = ...,
         candidates: _builtins.int = ...,
-        exact: _builtins.bool = ...,
-        recall_at_10: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "exact", b"exact", "generation", b"generation", "images", b"images", "recall_at_10", b"recall_at_10"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "generation", b"generation", "images", b"images"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

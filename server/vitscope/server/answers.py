@@ -201,10 +201,8 @@ def top_images_along(
     along = directions.top_images_along(generation, request.layer, direction, question)
     return pb.TopImagesAlongDirectionResponse(
         generation=generation.name,
-        images=convert.ranking_to(generation, along.near.ranking),
+        images=convert.ranking_to(generation, along.ranking),
         candidates=along.candidates,
-        exact=along.near.exact,
-        recall_at_10=along.near.recall,
     )
 
 

@@ -14,7 +14,7 @@ from vitscope.client.client import Client
 from vitscope.client.commands import _common, _export
 from vitscope.client.commands.top_images import ranking, ranking_told
 from vitscope.client.errors import UsageError
-from vitscope.client.files import folder_target, write_atomically
+from vitscope.client.files import folder_target, is_partial, write_atomically
 from vitscope.client.pictures import decode, mask, overlay, png_bytes
 from vitscope.client.progress import Progress
 from vitscope.client.results import Image, Index, PatchGrid, ScoredImage, TopImages
@@ -64,7 +64,7 @@ def _begun(name: str, told: Mapping[str, object]) -> Path:
                     f"{name} holds another export ({_difference(note.read_bytes(), told)}); name "
                     "another folder for --out."
                 )
-        elif any(folder.iterdir()):
+        elif any(not is_partial(path) for path in folder.iterdir()):
             raise UsageError(f"{name} is not empty; name a new folder for --out.")
     except OSError as error:
         raise UsageError(f"Cannot read {name}: {error.strerror}.") from None

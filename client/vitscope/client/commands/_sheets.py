@@ -204,7 +204,6 @@ def along_section(client: Client, index: str, along: TopImagesAlong, name: str) 
     ]
     title = f"{along.layer} · along {name} · top {len(cells)} by {along.measure}"
     note = f"{_note(client, index, along.generation)} · {along.pooling} pooling"
-    note += f" · {_found(along)}"
     return Section(title, cells, note=note, maps=False)
 
 
@@ -227,7 +226,7 @@ def changed_images_section(
     return Section(title, cells, note=note, columns=_PAIRS * 2, maps=False)
 
 
-def _found(near: SimilarImages | SimilarPatches | TopImagesAlong | Neighbours) -> str:
+def _found(near: SimilarImages | SimilarPatches | Neighbours) -> str:
     return "exact" if near.exact else f"finds {near.recall_at_10:.1%} of the true ten nearest"
 
 

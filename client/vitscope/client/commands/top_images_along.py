@@ -36,7 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _common.add_pooling(parser)
     _common.add_count(parser)
-    _common.add_exact(parser)
     _common.add_filter(parser)
     _common.add_json(parser)
     _common.add_png(parser)
@@ -53,7 +52,6 @@ def run(args: argparse.Namespace) -> int:
             pooling=args.pooling,
             k=args.k,
             where=_common.filter_from(args),
-            exact=args.exact,
             index=args.index,
         )
         if target is not None:
@@ -68,14 +66,11 @@ def run(args: argparse.Namespace) -> int:
                 "measure": along.measure,
                 "pooling": along.pooling,
                 "candidates": along.candidates,
-                "exact": along.exact,
-                "recall_at_10": along.recall_at_10,
                 "images": _common.ranking_json(along.images),
             }
         )
         return 0
     _common.print_ranking(along.images)
-    _common.tell_recall(along.exact, along.recall_at_10)
     return 0
 
 

@@ -63,13 +63,15 @@ class Analysis:
 def analyze(generation: Generation, live: LiveModel, data: bytes, asked: Question) -> Analysis:
     """Run the picture in `data` through the model once; raises where it is none."""
     layers = find_layers(generation, asked.layers)
-    k = _count("channels", asked.channels, sum(layer.channels for layer in layers), "channel", 20)
-    near = _count(
-        "neighbours",
+    total = sum(layer.channels for layer in layers)
+    k = check_k(asked.channels, total, "channel", field="channels", least=0)
+    near = check_k(
         asked.neighbours,
         generation.manifest.valid_rows,
         "valid image",
-        USUAL_NEIGHBOURS,
+        field="neighbours",
+        usual=USUAL_NEIGHBOURS,
+        least=0,
     )
     if k:
         for layer in layers:
@@ -97,10 +99,6 @@ def analyze(generation: Generation, live: LiveModel, data: bytes, asked: Questio
         for name, some in groupby(wanted, lambda each: each[0])
     ]
     return Analysis(picture, channels, neighbours, maps, generation.rows.of_bytes(picture.sha256))
-
-
-def _count(field: str, count: int | None, most: int, what: str, usual: int) -> int:
-    return 0 if count == 0 else check_k(count, most, what, field=field, usual=usual)
 
 
 def _check_maps(

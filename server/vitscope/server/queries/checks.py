@@ -112,14 +112,20 @@ def view_of(generation: Generation, row: int, field: str = "row") -> Rectangle:
 
 
 def check_k(
-    k: int | None, most: int, what: str, *, field: str = "k", usual: int = DEFAULT_K
+    k: int | None,
+    most: int,
+    what: str,
+    *,
+    field: str = "k",
+    usual: int = DEFAULT_K,
+    least: int = 1,
 ) -> int:
     """How many to give: `k` or as many as is usual, of `most` that there are."""
     most = min(most, MAX_K)
     if k is None:
         return min(usual, most)
-    if k < 1:
-        raise InvalidArgumentError(f"{field} is {k}; it must be at least 1.")
+    if k < least:
+        raise InvalidArgumentError(f"{field} is {k}; it must be at least {least}.")
     if k > most:
         there = f"there {'is' if most == 1 else 'are'} {counted(most, what)}"
         reason = there if most < MAX_K else f"at most {MAX_K} are returned"

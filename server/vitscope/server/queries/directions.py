@@ -13,7 +13,7 @@ from vitscope.server.errors import InvalidArgumentError, NotFoundError, NotKeptH
 from vitscope.server.going import check_caller
 from vitscope.server.queries.checks import check_channel, check_k, check_pooling, find_layer
 from vitscope.server.queries.filters import ALL, ImageFilter, select
-from vitscope.server.queries.images import Near, Ranking
+from vitscope.server.queries.images import Ranking
 from vitscope.store.directions import Directions, NamedDirections, UnusableDirectionError
 from vitscope.store.errors import NotKeptError
 from vitscope.store.generation import Generation
@@ -69,7 +69,7 @@ class Question:
 class Along(NamedTuple):
     """Images along a direction."""
 
-    near: Near
+    ranking: Ranking
     candidates: int
     """Images that the filter let through."""
 
@@ -77,7 +77,7 @@ class Along(NamedTuple):
 def top_images_along(
     generation: Generation, layer_name: str, direction: Direction | None, question: Question
 ) -> Along:
-    """The k images that lie farthest along a direction; ties by lower row.
+    """The k images that lie farthest along a direction; exact, ties by lower row.
 
     Measures are computed in float64 and ranked as the float32 that they are given as.
     """
@@ -93,15 +93,14 @@ def top_images_along(
     among = select(generation, question.asked)
     rows = generation.valid_rows if among is None else among
     if question.measure == "projection":
-        near = _projected(generation, layer, weights, question.pooling, rows, k)
+        ranking = _projected(generation, layer, weights, question.pooling, rows, k)
     else:
         # The length of a direction does not matter, but its square has to be a number.
         unit = weights / np.abs(weights).max()
         # A direction is not like the images' own vectors, for which the recall of FAISS is known.
         vectors = generation.image_vectors(layer.name, among)
-        some, cosines = scan(vectors, unit, k, going=check_caller)
-        near = Near(Ranking(some, cosines), 1.0, True)
-    return Along(near, len(rows))
+        ranking = Ranking(*scan(vectors, unit, k, going=check_caller))
+    return Along(ranking, len(rows))
 
 
 def named_directions(generation: Generation, layer_name: str) -> list[NamedDirections]:
@@ -171,7 +170,7 @@ def _projected(
     pooling: Pooling,
     rows: Rows,
     k: int,
-) -> Near:
+) -> Ranking:
     channels = np.flatnonzero(weights)
     total = np.zeros(generation.manifest.rows)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -188,7 +187,7 @@ def _projected(
             "direction has weights so large that a sum is beyond float32; scale them down."
         )
     best = largest(values, min(k, len(values)))
-    return Near(Ranking(rows[best], values[best]), 1.0, True)
+    return Ranking(rows[best], values[best])
 
 
 def _by_channel(generation: Generation, layer: LayerRecord, channels: Rows, rows: Rows) -> bool:

@@ -189,7 +189,8 @@ def patch_maps(
     recomputed = None
     if lost and live is not None:
         wanted = [(each.layer, each.channel, each.row) for each in lost]
-        recomputed = Recomputed(generation, live, wanted)
+        fields = {each.row: each.fields[2] for each in lost}
+        recomputed = Recomputed(generation, live, wanted, fields)
     return _grouped(generation, selectors, found, recomputed)
 
 

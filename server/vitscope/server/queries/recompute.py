@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -22,8 +22,17 @@ Wanted = tuple[str, int, int]
 class Recomputed:
     """Maps of several images, computed when first asked for, all of an image in one forward."""
 
-    def __init__(self, generation: Generation, live: LiveModel, wanted: Sequence[Wanted]) -> None:
-        """Raises `InvalidArgumentError` where they are of too many images."""
+    def __init__(
+        self,
+        generation: Generation,
+        live: LiveModel,
+        wanted: Sequence[Wanted],
+        fields: Mapping[int, str],
+    ) -> None:
+        """Raises `InvalidArgumentError` where they are of too many images.
+
+        `fields` says where the request has a row.
+        """
         rows = list(dict.fromkeys(row for _, _, row in wanted))
         if len(rows) > MAX_ROWS:
             raise InvalidArgumentError(
@@ -32,6 +41,7 @@ class Recomputed:
             )
         self._generation = generation
         self._live = live
+        self._fields = fields
         size = live.batch_size
         self._batches = [rows[start : start + size] for start in range(0, len(rows), size)]
         self._batch_of = {row: place // size for place, row in enumerate(rows)}
@@ -53,7 +63,9 @@ class Recomputed:
     def _compute(self, batch: int) -> None:
         check_caller()
         rows = self._batches[batch]
-        pictures = [picture_of(self._generation, self._live, row) for row in rows]
+        pictures = [
+            picture_of(self._generation, self._live, row, self._fields[row]) for row in rows
+        ]
         by_layer: dict[str, list[Wanted]] = {}
         for each in self._wanted[batch]:
             by_layer.setdefault(each[0], []).append(each)
@@ -83,19 +95,19 @@ def activations_of(
     return found
 
 
-def picture_of(generation: Generation, live: LiveModel, row: int) -> Decoded:
+def picture_of(generation: Generation, live: LiveModel, row: int, field: str = "row") -> Decoded:
     """The picture of a valid row; raises where it is not the one that was indexed any more."""
     try:
         picture = live.decode(live.read(row))
     except OSError as error:
         raise NotKeptHereError(
-            f"row: the picture of row {row} cannot be read again "
+            f"{field}: the picture of row {row} cannot be read again "
             f"({error.strerror or 'damaged'}); restore it where the server was told to "
             "find it (--data)."
         ) from None
     if picture.sha256 != generation.rows.record(row).sha256 or picture.reason:
         raise NotKeptHereError(
-            f"row: the picture of row {row} is not the one that was indexed any more; restore it "
-            "where the server was told to find it (--data)."
+            f"{field}: the picture of row {row} is not the one that was indexed any more; restore "
+            "it where the server was told to find it (--data)."
         )
     return picture
