@@ -11,14 +11,17 @@ import pytest
 import synthetic as synthetic_index
 from synthetic import ServerProcess, Synthetic, build
 
-from vitscope.client import Client
+from vitscope.client import Client, open_local
 from vitscope.store.rows import RowRecord
 
 
-@pytest.fixture(scope="session")
-def client(synthetic_server: str) -> Iterator[Client]:
-    """A client of the server that holds the synthetic index alone."""
-    with Client(synthetic_server) as opened:
+@pytest.fixture(scope="session", params=["server", "folder"])
+def client(
+    request: pytest.FixtureRequest, synthetic_server: str, synthetic: Synthetic
+) -> Iterator[Client]:
+    """A client of the synthetic index alone: of its server, and of its folder without one."""
+    there = request.param == "server"
+    with Client(synthetic_server) if there else open_local(synthetic.path) as opened:
         yield opened
 
 

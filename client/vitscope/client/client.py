@@ -1,14 +1,14 @@
 """The synchronous client: one method per question, results in plain Python and numpy."""
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from types import TracebackType
-from typing import Self, SupportsIndex
+from typing import Self, SupportsIndex, TypeVar
 
-import grpc
+from google.protobuf.message import Message
 
 from vitscope.client import convert, requests, scores
-from vitscope.client.connection import OPTIONS, checked_address, checked_timeout, picture_bytes
+from vitscope.client.connection import RETRIES, Connection, Retries, Tls, picture_bytes
 from vitscope.client.errors import rpc_errors
 from vitscope.client.filters import ImageFilter
 from vitscope.client.results import (
@@ -36,6 +36,8 @@ from vitscope.client.results import (
 from vitscope.v1 import query_pb2
 from vitscope.v1.service_pb2_grpc import ActivationServiceStub
 
+_T = TypeVar("_T")
+
 
 class Client:
     """A connection to a vitscope server; safe to share between threads.
@@ -45,23 +47,43 @@ class Client:
         for image in top.images:
             print(image.row, image.label, image.score)
 
-    `address` is HOST:PORT. `timeout` is the longest any one call may take, in seconds.
-    Nothing is sent before the first question. Every method raises a `VitscopeError`:
-    `UnavailableError` where nothing answers, `DeadlineError` after `timeout`,
+    `address` is HOST:PORT, or several of replicas, which take calls in turn as long as they are
+    healthy. `timeout` is the longest any one call may take, in seconds, with all its `retries`.
+    `tls` says how the server is trusted, `token` who asks. Nothing is sent before the first
+    question. Every method raises a `VitscopeError`: `UnavailableError` where nothing answers,
+    `DeadlineError` after `timeout`, `OverloadedError` where a server has no room,
     `InvalidRequestError` or `NotFoundError` for a question with no answer.
 
     In every method an empty `index` means the server's only index.
     """
 
-    def __init__(self, address: str, *, timeout: float = 30.0) -> None:
-        self._address = checked_address(address)
-        self._timeout = checked_timeout(timeout)
-        self._channel = grpc.insecure_channel(self._address, options=OPTIONS)
-        self._stub = ActivationServiceStub(self._channel)
+    def __init__(
+        self,
+        address: str | Sequence[str],
+        *,
+        timeout: float = 30.0,
+        tls: Tls | None = None,
+        token: str | None = None,
+        retries: Retries = RETRIES,
+    ) -> None:
+        connection = Connection(address, timeout, tls, token, retries)
+        channel = connection.channel()
+        self._name = connection.name
+        self._told = connection.told
+        self._stub = ActivationServiceStub(channel)
+        self._close = channel.close
+
+    def _ask(self, method: Callable[..., _T], request: Message) -> _T:
+        with rpc_errors(self._name):
+            return method(request, **self._told)
+
+    def _each(self, method: Callable[..., Iterator[_T]], request: Message) -> Iterator[_T]:
+        with rpc_errors(self._name):
+            yield from method(request, **self._told)
 
     def close(self) -> None:
         """Let the connection go; calls under way end with `CancelledError`."""
-        self._channel.close()
+        self._close()
 
     def __enter__(self) -> Self:
         return self
@@ -76,8 +98,7 @@ class Client:
 
     def indexes(self) -> list[Index]:
         """The indexes that the server holds, without their layers."""
-        with rpc_errors(self._address):
-            reply = self._stub.ListIndexes(query_pb2.ListIndexesRequest(), timeout=self._timeout)
+        reply = self._ask(self._stub.ListIndexes, query_pb2.ListIndexesRequest())
         return [convert.index(index) for index in reply.indexes]
 
     def index(self, name: str = "") -> Index:
@@ -87,8 +108,7 @@ class Client:
             print(layer.name, layer.channels)
         """
         request = requests.index_request(name)
-        with rpc_errors(self._address):
-            reply = self._stub.GetIndex(request, timeout=self._timeout)
+        reply = self._ask(self._stub.GetIndex, request)
         return convert.index(reply.index)
 
     def top_images(
@@ -122,8 +142,7 @@ class Client:
         """
         ranked = requests.Ranked(pooling, k, maps, where, order, band, distinct)
         request = requests.top_images_request(index, layer, channel, ranked)
-        with rpc_errors(self._address):
-            reply = self._stub.TopImages(request, timeout=self._timeout)
+        reply = self._ask(self._stub.TopImages, request)
         return convert.top_images(reply, layer, channel)
 
     def top_images_of_channels(
@@ -158,11 +177,9 @@ class Client:
         channels: Collection[SupportsIndex] | None,
     ) -> Iterator[TopImages]:
         checked = convert.TopImagesInOrder(layer, channels)
-        with rpc_errors(self._address):
-            replies = self._stub.TopImagesOfChannels(request, timeout=self._timeout)
-            for reply in replies:
-                yield checked.take(reply)
-            checked.end()
+        for reply in self._each(self._stub.TopImagesOfChannels, request):
+            yield checked.take(reply)
+        checked.end()
 
     def channel_statistics(
         self,
@@ -178,8 +195,7 @@ class Client:
         dead = statistics.channels[statistics.active == 0]
         """
         request = requests.channel_statistics_request(index, layer, channels, pooling)
-        with rpc_errors(self._address):
-            reply = self._stub.GetChannelStatistics(request, timeout=self._timeout)
+        reply = self._ask(self._stub.GetChannelStatistics, request)
         return convert.channel_statistics(reply, layer)
 
     def top_patches(
@@ -200,8 +216,7 @@ class Client:
         more than `Layer.maps_per_channel`, and with a filter.
         """
         request = requests.top_patches_request(index, layer, channel, k, where)
-        with rpc_errors(self._address):
-            reply = self._stub.TopPatches(request, timeout=self._timeout)
+        reply = self._ask(self._stub.TopPatches, request)
         return convert.top_patches(reply, layer, channel)
 
     def top_channels(
@@ -233,8 +248,7 @@ class Client:
         """
         part = requests.Part(pooling, patch, rectangle, box)
         request = requests.top_channels_request(index, row, layers, part, percentiles, k)
-        with rpc_errors(self._address):
-            reply = self._stub.TopChannels(request, timeout=self._timeout)
+        reply = self._ask(self._stub.TopChannels, request)
         return convert.top_channels(reply, row)
 
     def similar_channels(
@@ -253,8 +267,7 @@ class Client:
         Among those of its own layer unless `layers` names others.
         """
         request = requests.similar_channels_request(index, layer, channel, k, layers)
-        with rpc_errors(self._address):
-            reply = self._stub.SimilarChannels(request, timeout=self._timeout)
+        reply = self._ask(self._stub.SimilarChannels, request)
         return convert.similar_channels(reply, layer, channel)
 
     def box_scores(
@@ -275,8 +288,7 @@ class Client:
         with `--retain-all`, else of a channel's top images.
         """
         request = requests.box_scores_request(index, layer, channels, box_labels, where)
-        with rpc_errors(self._address):
-            reply = self._stub.GetBoxScores(request, timeout=self._timeout)
+        reply = self._ask(self._stub.GetBoxScores, request)
         return convert.channel_box_scores(reply, layer)
 
     def top_images_by_box(
@@ -301,8 +313,7 @@ class Client:
         request = requests.top_images_by_box_request(
             index, layer, channel, box_labels, where, measure, order, k
         )
-        with rpc_errors(self._address):
-            reply = self._stub.TopImagesByBox(request, timeout=self._timeout)
+        reply = self._ask(self._stub.TopImagesByBox, request)
         return convert.top_images_by_box(reply, layer, channel)
 
     def patch_maps(
@@ -323,8 +334,7 @@ class Client:
         the index did not keep, where the server has no live model.
         """
         request = requests.patch_maps_request(index, selectors, encoding)
-        with rpc_errors(self._address):
-            replies = list(self._stub.GetPatchMaps(request, timeout=self._timeout))
+        replies = list(self._each(self._stub.GetPatchMaps, request))
         return convert.patch_maps_stream(replies, selectors)
 
     def patch_map_grid(
@@ -345,8 +355,7 @@ class Client:
         """
         request = requests.patch_map_grid_request(index, layer, rows, channels, encoding)
         asked = [(layer, channel, row) for row in rows for channel in channels]
-        with rpc_errors(self._address):
-            replies = list(self._stub.GetPatchMaps(request, timeout=self._timeout))
+        replies = list(self._each(self._stub.GetPatchMaps, request))
         [maps] = convert.patch_maps_stream(replies, asked)
         return maps
 
@@ -389,8 +398,7 @@ class Client:
         against every other one, however long that takes.
         """
         request = requests.similar_images_request(index, layer, row, k, exact)
-        with rpc_errors(self._address):
-            reply = self._stub.SimilarImages(request, timeout=self._timeout)
+        reply = self._ask(self._stub.SimilarImages, request)
         return convert.similar_images(reply, layer, row)
 
     def similar_patches(
@@ -414,8 +422,7 @@ class Client:
         `NotKeptError` for a layer that was not indexed with `--retain-all`.
         """
         request = requests.similar_patches_request(index, layer, row, patch, k, other_images, exact)
-        with rpc_errors(self._address):
-            reply = self._stub.SimilarPatches(request, timeout=self._timeout)
+        reply = self._ask(self._stub.SimilarPatches, request)
         return convert.similar_patches(reply, layer, row, patch)
 
     def top_images_along(
@@ -442,15 +449,13 @@ class Client:
         request = requests.top_images_along_request(
             index, layer, direction, measure, pooling, k, where
         )
-        with rpc_errors(self._address):
-            reply = self._stub.TopImagesAlongDirection(request, timeout=self._timeout)
+        reply = self._ask(self._stub.TopImagesAlongDirection, request)
         return convert.top_images_along(reply, layer, measure, pooling)
 
     def directions(self, layer: str = "", *, index: str = "") -> Directions:
         """The directions that the server has beside an index, of a layer or of all."""
         request = requests.directions_request(index, layer)
-        with rpc_errors(self._address):
-            reply = self._stub.ListDirections(request, timeout=self._timeout)
+        reply = self._ask(self._stub.ListDirections, request)
         return convert.directions(reply)
 
     def compare_channels(
@@ -477,8 +482,7 @@ class Client:
         request = requests.compare_channels_request(
             index, other, layer, pooling, where, measure, order, k
         )
-        with rpc_errors(self._address):
-            reply = self._stub.CompareChannels(request, timeout=self._timeout)
+        reply = self._ask(self._stub.CompareChannels, request)
         return convert.changed_channels(reply, layer)
 
     def compare_images(
@@ -500,8 +504,7 @@ class Client:
         request = requests.compare_images_request(
             index, other, layer, channel, pooling, where, order, k
         )
-        with rpc_errors(self._address):
-            reply = self._stub.CompareImages(request, timeout=self._timeout)
+        reply = self._ask(self._stub.CompareImages, request)
         return convert.changed_images(reply, layer, channel)
 
     def scores(
@@ -549,11 +552,9 @@ class Client:
         channels: Collection[SupportsIndex] | None,
     ) -> Iterator[ScoreBlock]:
         checked = scores.BlocksInOrder(layer, channels)
-        with rpc_errors(self._address):
-            replies = self._stub.GetScores(request, timeout=self._timeout)
-            for reply in replies:
-                yield checked.take(reply)
-            checked.end()
+        for reply in self._each(self._stub.GetScores, request):
+            yield checked.take(reply)
+        checked.end()
 
     def analyze_image(
         self,
@@ -592,8 +593,7 @@ class Client:
             maps,
             include_maps,
         )
-        with rpc_errors(self._address):
-            reply = self._stub.AnalyzeImage(request, timeout=self._timeout)
+        reply = self._ask(self._stub.AnalyzeImage, request)
         return convert.analyzed_image(reply, maps, include_maps)
 
     def images(
@@ -607,6 +607,5 @@ class Client:
         Without `pictures` a server gives up to 100,000 at a time, with `jpeg` empty.
         """
         request = requests.images_request(index, rows, pictures)
-        with rpc_errors(self._address):
-            replies = list(self._stub.GetImages(request, timeout=self._timeout))
+        replies = list(self._each(self._stub.GetImages, request))
         return convert.images_stream(replies, rows)

@@ -13,6 +13,7 @@
     ├── CancelledError             the call was given up before it was answered
     ├── UnsupportedError           the server does not know this question
     ├── DamagedIndexError          the server found its index damaged
+    ├── LocalIndexError            a folder that was to be opened holds no index that can be read
     └── ServerError                the server failed, or its reply makes no sense
 
 Each names an `exit_code` for the command line.
@@ -86,6 +87,12 @@ class UnsupportedError(VitscopeError):
 
 class DamagedIndexError(VitscopeError):
     """The server found its index damaged."""
+
+    exit_code = 4
+
+
+class LocalIndexError(VitscopeError):
+    """A folder that was to be opened holds no index that can be read."""
 
     exit_code = 4
 

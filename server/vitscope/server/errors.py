@@ -3,7 +3,8 @@
     QueryError
     ├── InvalidArgumentError      a value that the field cannot take
     ├── NotFoundError             no such index, layer, channel or row
-    └── NotKeptHereError          the index is sound but did not keep what was asked for
+    ├── NotKeptHereError          the index is sound but did not keep what was asked for
+    └── OverloadedError           the server has as much in hand as it takes at a time
     StartError                    the server cannot start
 
 Every message is one sentence that names the field or thing and the mend; none carries a path.
@@ -24,6 +25,14 @@ class NotFoundError(QueryError):
 
 class NotKeptHereError(QueryError):
     """FAILED_PRECONDITION on the wire."""
+
+
+class OverloadedError(QueryError):
+    """RESOURCE_EXHAUSTED on the wire, with the time after which asking again may succeed."""
+
+    def __init__(self, sentence: str, pushback_ms: int) -> None:
+        super().__init__(sentence)
+        self.pushback_ms = pushback_ms
 
 
 class StartError(Exception):

@@ -11,7 +11,12 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc import aio
 
-from vitscope.server.errors import InvalidArgumentError, NotFoundError, NotKeptHereError
+from vitscope.server.errors import (
+    InvalidArgumentError,
+    NotFoundError,
+    NotKeptHereError,
+    OverloadedError,
+)
 from vitscope.store.errors import DamagedIndexError, NotReadError
 
 _log = logging.getLogger("vitscope.server")
@@ -20,6 +25,7 @@ CODES: dict[type[Exception], grpc.StatusCode] = {
     InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
     NotFoundError: grpc.StatusCode.NOT_FOUND,
     NotKeptHereError: grpc.StatusCode.FAILED_PRECONDITION,
+    OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DamagedIndexError: grpc.StatusCode.DATA_LOSS,
     NotReadError: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
@@ -81,15 +87,27 @@ def _request(parse: Callable[[bytes], Any], data: bytes) -> Any:
         ) from None
 
 
+def status_of(error: Exception) -> tuple[grpc.StatusCode, str] | None:
+    """The status of an exception that a request or the store can cause; None for any other."""
+    code = CODES.get(type(error))
+    return None if code is None else (code, str(error))
+
+
 async def _abort(context: aio.ServicerContext[Any, Any], error: Exception) -> None:
     if isinstance(error, aio.AbortError):
         raise error
-    code = CODES.get(type(error))
-    if code is None:
+    status = status_of(error)
+    if status is None:
         _log.error("A call failed in the server.", exc_info=error)
         await context.abort(
             grpc.StatusCode.INTERNAL, "The server failed to answer; its log says why."
         )
+        return
+    code, sentence = status
     if code is grpc.StatusCode.DATA_LOSS:
-        _log.error("%s", error)
-    await context.abort(code, str(error))
+        _log.error("%s", sentence)
+    trailing: tuple[tuple[str, str], ...] = ()
+    if isinstance(error, OverloadedError):
+        # Of gRPC's retries (gRFC A6): clients wait so long, and do not count on their own.
+        trailing = (("grpc-retry-pushback-ms", str(error.pushback_ms)),)
+    await context.abort(code, sentence, trailing)

@@ -22,8 +22,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="address (default 127.0.0.1:50051); port 0 takes a free one",
     )
+    add(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that share the port (default 1)",
+    )
     add("--reflection", action="store_true", help="let tools such as grpcurl list the service")
     add("--grace", type=float, default=10.0, help="seconds for calls in flight at the end")
+    add(
+        "--follow",
+        type=float,
+        default=1.0,
+        metavar="SECONDS",
+        help="how often to look for a newly published generation, which is then served instead; 0 "
+        "for never (default 1)",
+    )
     _add_live(parser)
 
 
@@ -87,20 +102,17 @@ def _live_from(args: argparse.Namespace) -> LiveOptions | None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM."""
-    import asyncio
-    import logging
+    from vitscope.server.app import Settings, start
+    from vitscope.server.log import set_up
 
-    from vitscope.server.app import Settings, serve
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    # FAISS tells how it probed the processor.
-    logging.getLogger("faiss").setLevel(logging.WARNING)
+    set_up()
     settings = Settings(
         indexes=args.paths,
         listen=args.listen,
         reflection=args.reflection,
         grace=args.grace,
+        follow=args.follow,
         live=_live_from(args),
     )
-    asyncio.run(serve(settings, lambda address: print(f"Serving on {address}", flush=True)))
+    start(settings, args.workers, lambda address: print(f"Serving on {address}", flush=True))
     return 0

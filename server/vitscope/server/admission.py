@@ -1,0 +1,113 @@
+"""How many calls are in hand: the rest are refused at once instead of waiting without end.
+
+Calls of a class wait for its threads; what waits longer than it is answered would only make
+everybody wait. A refused caller is told when to come again, as gRPC's retries understand it
+(https://github.com/grpc/proposal/blob/master/A6-client-retries.md, pushback).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from threading import Event
+from typing import Any, TypeVar, get_args
+
+from vitscope.server.errors import OverloadedError
+from vitscope.server.going import run_for
+from vitscope.server.questions import Cost
+
+_T = TypeVar("_T")
+
+PUSHBACK_MS: Mapping[Cost, int] = {"light": 20, "scan": 500, "model": 1_000}
+"""After how long a refused caller may come again: about as long as an answer takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of one class."""
+
+    threads: int
+    in_hand: int
+    """Calls that are being answered or wait for a thread."""
+
+
+def usual_limits(cores: int) -> dict[Cost, Limits]:
+    """Few that wait, so that an accepted call takes about twice as long as on an idle server."""
+    few = max(1, cores // 2)
+    return {
+        "light": Limits(cores, 4 * cores),
+        "scan": Limits(few, 2 * few),
+        # Forwards are run one after the other; pictures are decoded beside them.
+        "model": Limits(2, 8),
+    }
+
+
+class Gate:
+    """The threads of one class and the calls in hand; used by the event loop's thread alone."""
+
+    def __init__(self, cost: Cost, limits: Limits, prepare: Callable[[], object]) -> None:
+        """`prepare` is called in every thread before its first work."""
+        self.cost = cost
+        self.limits = limits
+        self.in_hand = 0
+        self._executor = ThreadPoolExecutor(limits.threads, f"vitscope-{cost}", prepare)
+
+    async def run(self, work: Callable[[], _T], *, again: bool = False) -> _T:
+        """What `work` gives in a thread; it is told where its caller goes away meanwhile.
+
+        Raises `OverloadedError` where as many calls are in hand as may be; `again` for the next
+        part of a stream, which was let in before and is not refused.
+        """
+        if self.in_hand >= self.limits.in_hand and not again:
+            raise OverloadedError(
+                f"The server has {self.in_hand} calls of the class {self.cost!r} in hand, as many "
+                "as it takes at a time; ask again in a moment.",
+                PUSHBACK_MS[self.cost],
+            )
+        self.in_hand += 1
+        gone = Event()
+        loop = asyncio.get_running_loop()
+        running = self._executor.submit(run_for, gone, work)
+        try:
+            result = await asyncio.wrap_future(running)
+        except asyncio.CancelledError:
+            # The thread is at it until the work asks for its caller.
+            gone.set()
+            running.add_done_callback(partial(self._left, loop))
+            raise
+        except BaseException:
+            self.in_hand -= 1
+            raise
+        self.in_hand -= 1
+        return result
+
+    def _left(self, loop: asyncio.AbstractEventLoop, _: Future[Any]) -> None:
+        # No loop any more at the end of the server.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(self._leave)
+
+    def _leave(self) -> None:
+        self.in_hand -= 1
+
+    def close(self) -> None:
+        """Wait for work in hand to end."""
+        self._executor.shutdown()
+
+
+class Gates:
+    """One for each class."""
+
+    def __init__(self, limits: Mapping[Cost, Limits], prepare: Callable[[], object]) -> None:
+        self._gates = {cost: Gate(cost, limits[cost], prepare) for cost in get_args(Cost)}
+
+    def __getitem__(self, cost: Cost) -> Gate:
+        return self._gates[cost]
+
+    def close(self) -> None:
+        """Wait for all work in hand to end."""
+        for gate in self._gates.values():
+            gate.close()

@@ -1,0 +1,144 @@
+"""Calls beyond what a server takes at a time are refused at once; others wait for their threads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import grpc
+import pytest
+from grpc import StatusCode
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from server.refusals import check_sentence
+from synthetic import ServerProcess, build
+
+from vitscope.server.admission import PUSHBACK_MS, Gate, Limits
+from vitscope.server.errors import OverloadedError
+from vitscope.server.going import check_caller
+from vitscope.v1 import query_pb2 as pb
+from vitscope.v1.service_pb2_grpc import ActivationServiceStub
+
+Serve = Callable[..., ServerProcess]
+PATIENCE = 60.0
+
+
+def gate(threads: int, in_hand: int) -> Gate:
+    return Gate("scan", Limits(threads, in_hand), lambda: None)
+
+
+def wait(until: Event) -> str:
+    assert until.wait(PATIENCE)
+    return "done"
+
+
+async def settled(what: Callable[[], bool]) -> None:
+    for _ in range(int(PATIENCE * 100)):
+        if what():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it never came about")
+
+
+def test_as_many_are_in_hand_as_may_be_and_no_more() -> None:
+    async def run() -> None:
+        one, over = gate(2, 5), Event()
+        calls = [asyncio.create_task(one.run(partial(wait, over))) for _ in range(5)]
+        await settled(lambda: one.in_hand == 5)
+        for _ in range(3):
+            with pytest.raises(OverloadedError, match="has 5 calls of the class 'scan' in hand"):
+                await one.run(partial(wait, over))
+        # The next part of a stream is not refused.
+        again = asyncio.create_task(one.run(partial(wait, over), again=True))
+        await settled(lambda: one.in_hand == 6)
+        over.set()
+        assert await asyncio.gather(*calls, again) == ["done"] * 6
+        assert one.in_hand == 0
+        assert await one.run(lambda: 7) == 7
+        one.close()
+
+    asyncio.run(run())
+
+
+def test_what_raises_leaves_room() -> None:
+    async def run() -> None:
+        one = gate(1, 1)
+        for _ in range(3):
+            with pytest.raises(ZeroDivisionError):
+                await one.run(lambda: 1 // 0)
+            assert one.in_hand == 0
+        one.close()
+
+    asyncio.run(run())
+
+
+def test_a_call_that_was_given_up_is_in_hand_until_its_thread_notices() -> None:
+    async def run() -> None:
+        one, begun, hold = gate(1, 2), Event(), Event()
+
+        def stubborn() -> None:
+            begun.set()
+            wait(hold)
+            check_caller()
+
+        busy = asyncio.create_task(one.run(stubborn))
+        await settled(begun.is_set)
+        waiting = asyncio.create_task(one.run(stubborn))
+        await settled(lambda: one.in_hand == 2)
+        for task in (busy, waiting):
+            task.cancel()
+        await asyncio.wait([busy, waiting])
+        # The one that never began makes room at once, the other when it asks for its caller.
+        await settled(lambda: one.in_hand == 1)
+        hold.set()
+        await settled(lambda: one.in_hand == 0)
+        one.close()
+
+    asyncio.run(run())
+
+
+def test_a_server_refuses_what_is_too_much_and_goes_on(tmp_path: Path, serve: Serve) -> None:
+    truth = build(tmp_path / "zoo", complete=True, rows=400)
+    server = serve(truth.path)
+    asked = pb.GetBoxScoresRequest(layer="blocks.0.mlp")
+    light = pb.TopImagesRequest(layer="blocks.0.mlp", channel=4, k=5)
+
+    async def burst(stub: Any, count: int) -> Counter[StatusCode]:
+        async def one() -> StatusCode:
+            call = stub.GetBoxScores(asked, timeout=PATIENCE)
+            code: StatusCode = await call.code()
+            if code is StatusCode.OK:
+                assert (await call).channels == right.channels
+                return code
+            check_sentence(await call.details())
+            trailing = dict(await call.trailing_metadata())
+            assert trailing["grpc-retry-pushback-ms"] == str(PUSHBACK_MS["scan"])
+            return code
+
+        return Counter(await asyncio.gather(*(one() for _ in range(count))))
+
+    async def run() -> None:
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            stub = ActivationServiceStub(channel)
+            checks = health_pb2_grpc.HealthStub(channel)
+            seen: Counter[StatusCode] = Counter()
+            # As many as it takes until one comes too many.
+            for _ in range(100):
+                storm = asyncio.create_task(burst(stub, 64))
+                # What is light is answered meanwhile, and so is whether the server is well.
+                assert len((await stub.TopImages(light, timeout=PATIENCE)).images) == 5
+                well = await checks.Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE)
+                assert well.status == health_pb2.HealthCheckResponse.SERVING
+                seen += await storm
+                if seen[StatusCode.RESOURCE_EXHAUSTED]:
+                    break
+            assert set(seen) == {StatusCode.OK, StatusCode.RESOURCE_EXHAUSTED}
+            assert (await burst(stub, 1))[StatusCode.OK] == 1
+
+    with grpc.insecure_channel(server.address) as channel:
+        right = ActivationServiceStub(channel).GetBoxScores(asked, timeout=PATIENCE)
+    asyncio.run(run())

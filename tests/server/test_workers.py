@@ -1,0 +1,126 @@
+"""Several processes on one port: they start and end together, and one that dies comes back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from synthetic import ServerProcess, Synthetic, run_vitscope
+
+from vitscope.v1 import query_pb2 as pb
+from vitscope.v1.service_pb2_grpc import ActivationServiceStub
+
+Serve = Callable[..., ServerProcess]
+
+LAYER = "blocks.0.mlp"
+PATIENCE = 60.0
+
+
+def workers_of(server: ServerProcess) -> list[int]:
+    """Processes that were started by the server to serve."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            status = (entry / "stat").read_text().rpartition(")")[2].split()
+            line = (entry / "cmdline").read_text()
+        except (FileNotFoundError, NotADirectoryError, ProcessLookupError):
+            continue
+        if int(status[1]) == server.process.pid and "spawn_main" in line:
+            found.append(int(entry.name))
+    return sorted(found)
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    limit = time.monotonic() + PATIENCE
+    while not what():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+def ask(address: str, truth: Synthetic) -> None:
+    """One question on a connection of its own, which any of the workers may get."""
+    # Channels to one address share a connection unless they are told not to.
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(address, options=options) as channel:
+        reply = ActivationServiceStub(channel).TopImages(
+            pb.TopImagesRequest(layer=LAYER, channel=4, k=9),
+            timeout=PATIENCE,
+            wait_for_ready=True,
+        )
+    ranking = truth.ranking(LAYER, "mean", 4)[:9]
+    assert [(image.row, image.score) for image in reply.images] == ranking
+
+
+def test_a_worker_that_is_killed_comes_back(synthetic: Synthetic, serve: Serve) -> None:
+    server = serve(synthetic.path, options=("--workers", "2"))
+    first = workers_of(server)
+    assert len(first) == 2
+    for victim in first:
+        os.kill(victim, signal.SIGKILL)
+        for _ in range(10):
+            ask(server.address, synthetic)
+        wait_for(lambda victim=victim: victim not in (now := workers_of(server)) and len(now) == 2)
+    assert not set(first) & set(workers_of(server))
+    for _ in range(10):
+        ask(server.address, synthetic)
+    assert server.errors.read_text().count("ended by itself (killed by SIGKILL)") == 2
+    assert server.terminate() == 0
+
+
+@pytest.mark.parametrize("how", ["terminate", "interrupt"])
+def test_a_signal_ends_all(synthetic: Synthetic, serve: Serve, how: str) -> None:
+    server = serve(synthetic.path, options=("--workers", "3"))
+    there = workers_of(server)
+    assert len(there) == 3
+    assert (server.terminate() if how == "terminate" else server.interrupt()) == 0
+    assert server.errors.read_text() == ""
+    assert not [pid for pid in there if Path(f"/proc/{pid}").exists()]
+
+
+def test_ctrl_c_in_a_terminal_reaches_all_and_ends_all(
+    synthetic: Synthetic, serve: Serve
+) -> None:
+    server = serve(synthetic.path, options=("--workers", "2"))
+    for pid in workers_of(server):
+        os.kill(pid, signal.SIGINT)
+    assert server.interrupt() == 0
+    assert "Traceback" not in server.errors.read_text()
+
+
+def test_workers_do_not_outlive_their_parent(synthetic: Synthetic, serve: Serve) -> None:
+    server = serve(synthetic.path, options=("--workers", "2"))
+    there = workers_of(server)
+    server.process.kill()
+    server.process.wait()
+    wait_for(lambda: not [pid for pid in there if Path(f"/proc/{pid}").exists()])
+
+
+def test_another_server_cannot_take_the_port(synthetic: Synthetic, serve: Serve) -> None:
+    server = serve(synthetic.path, options=("--workers", "2"))
+    for more in ([], ["--workers", "2"]):
+        done = run_vitscope("serve", synthetic.path, "--listen", server.address, *more)
+        assert done.returncode == 6
+        assert f"Cannot listen on {server.address}: the port is in use" in done.stderr
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        done = run_vitscope("serve", synthetic.path, "--listen", address, "--workers", "2")
+        assert done.returncode == 6
+
+
+def test_what_cannot_start_is_one_sentence(tmp_path: Path, synthetic: Synthetic) -> None:
+    listen = ("--listen", "127.0.0.1:0")
+    for arguments, code, word in (
+        ([tmp_path, *listen, "--workers", "2"], 4, "is not an index"),
+        ([synthetic.path, *listen, "--workers", "0"], 6, "--workers 0 cannot be"),
+        ([synthetic.path, "--listen", "nowhere", "--workers", "2"], 6, "is not HOST:PORT"),
+    ):
+        done = run_vitscope("serve", *arguments)
+        assert (done.returncode, done.stdout) == (code, "")
+        assert word in done.stderr
+        assert done.stderr.count("\n") == 1
