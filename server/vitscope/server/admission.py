@@ -8,7 +8,7 @@ everybody wait. A refused caller is told when to come again, as gRPC's retries u
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -54,6 +54,7 @@ class Gate:
         self.cost = cost
         self.limits = limits
         self.in_hand = 0
+        self.refused = 0
         self._executor = ThreadPoolExecutor(limits.threads, f"vitscope-{cost}", prepare)
 
     async def run(self, work: Callable[[], _T], *, again: bool = False) -> _T:
@@ -63,6 +64,7 @@ class Gate:
         part of a stream, which was let in before and is not refused.
         """
         if self.in_hand >= self.limits.in_hand and not again:
+            self.refused += 1
             raise OverloadedError(
                 f"The server has {self.in_hand} calls of the class {self.cost!r} in hand, as many "
                 "as it takes at a time; ask again in a moment.",
@@ -106,6 +108,9 @@ class Gates:
 
     def __getitem__(self, cost: Cost) -> Gate:
         return self._gates[cost]
+
+    def __iter__(self) -> Iterator[Gate]:
+        return iter(self._gates.values())
 
     def close(self) -> None:
         """Wait for all work in hand to end."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
-import re
 import signal
-import socket
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -21,7 +19,9 @@ from grpc_reflection.v1alpha import reflection
 
 from vitscope.server.admission import Gates, usual_limits
 from vitscope.server.errors import StartError
+from vitscope.server.listening import cannot_listen, free_address, host_and_port
 from vitscope.server.liveoptions import LiveOptions
+from vitscope.server.metrics import Metrics, prepare_metrics, serve_metrics
 from vitscope.server.queries.model import LiveModel
 from vitscope.server.served import Served, index_paths
 from vitscope.server.service import ActivationService
@@ -47,6 +47,8 @@ class Settings:
     threads: int = os.cpu_count() or 1
     live: LiveOptions | None = None
     """Whether and how to run the models of the indexes."""
+    metrics: str = ""
+    """HOST:PORT where Prometheus asks; empty for none."""
     shared_port: bool = False
     """Whether other workers listen on the port too."""
     follow: float = 1.0
@@ -75,7 +77,11 @@ def start(settings: Settings, workers: int, ready: Callable[[str], None]) -> Non
     """
     if not 1 <= workers <= _MOST_WORKERS:
         raise StartError(f"--workers {workers} cannot be; give 1 to {_MOST_WORKERS}.")
+    if settings.metrics:
+        prepare_metrics(several=workers > 1)
     if workers == 1:
+        if settings.metrics:
+            serve_metrics(settings.metrics)
         asyncio.run(serve(settings, ready))
         return
     from vitscope.server.workers import serve_side_by_side
@@ -97,7 +103,9 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
     with closing(Gates(usual_limits(settings.threads), prepare)) as gates:
         # Off, or a second server on the port would silently take half of the calls.
         options = [("grpc.so_reuseport", int(settings.shared_port))]
-        server = aio.server(interceptors=[StatusInterceptor()], options=options)
+        metrics = Metrics() if settings.metrics else None
+        ended = metrics.ended if metrics else None
+        server = aio.server(interceptors=[StatusInterceptor(ended)], options=options)
         service: Any = ActivationService(served, gates)
         service_pb2_grpc.add_ActivationServiceServicer_to_server(service, server)
         checks = await _add_health(server, paths)
@@ -108,9 +116,12 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
         stopped = _stop_event()
         await server.start()
         ready(address)
-        following = asyncio.create_task(served.follow(settings.follow or float("inf")))
+        tasks = [asyncio.create_task(served.follow(settings.follow or float("inf")))]
+        if metrics:
+            tasks.append(asyncio.create_task(metrics.watch(gates)))
         await stopped.wait()
-        following.cancel()
+        for task in tasks:
+            task.cancel()
         await checks.enter_graceful_shutdown()
         await server.stop(settings.grace)
 
@@ -124,24 +135,8 @@ async def _add_health(server: aio.Server, names: Iterable[str]) -> Any:
     return checks
 
 
-def listening(text: str) -> tuple[str, int]:
-    """HOST and PORT of `--listen`; raises `StartError` for what is none."""
-    host, _, port = text.rpartition(":")
-    if not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
-        raise StartError(f"--listen {text!r} is not HOST:PORT, such as 127.0.0.1:50051.")
-    return host, int(port)
-
-
-def cannot_listen(address: str) -> StartError:
-    """Why a server does not start where `free_address` finds none."""
-    return StartError(
-        f"Cannot listen on {address}: the port is in use or the host is not this machine's; "
-        "choose another with --listen HOST:PORT."
-    )
-
-
 def _bind(server: aio.Server, settings: Settings) -> str:
-    host, port = listening(settings.listen)
+    host, port = host_and_port("--listen", settings.listen)
     bound = 0
     # The parent of several workers has asked already, and keeps the port.
     if settings.shared_port or free_address(host.strip("[]"), port):
@@ -150,24 +145,6 @@ def _bind(server: aio.Server, settings: Settings) -> str:
     if not bound:
         raise cannot_listen(settings.listen)
     return f"{host}:{bound}"
-
-
-def free_address(host: str, port: int) -> tuple[Any, Any, int, Any] | None:
-    """Family, type, protocol and address of `host` that are free; None where there are none.
-
-    Asked before gRPC is, which would log lines of its own where it cannot listen.
-    """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        return None
-    for family, kind, protocol, _, address in found:
-        with suppress(OSError), socket.socket(family, kind, protocol) as probe:
-            # As gRPC does: connections that have just ended do not keep a port.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            return family, kind, protocol, address
-    return None
 
 
 def _stop_event() -> asyncio.Event:

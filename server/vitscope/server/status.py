@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import grpc
@@ -31,8 +34,15 @@ CODES: dict[type[Exception], grpc.StatusCode] = {
 }
 
 
+Ended = Callable[[str, str, float], None]
+"""Is told of every call that ended: its method, the name of its status, its seconds."""
+
+
 class StatusInterceptor(aio.ServerInterceptor):
     """Ends a call that raised with the status of its exception; unknown ones say nothing."""
+
+    def __init__(self, ended: Ended | None = None) -> None:
+        self._ended = ended
 
     async def intercept_service(
         self,
@@ -45,33 +55,60 @@ class StatusInterceptor(aio.ServerInterceptor):
             return handler
         # No deserializer: gRPC would run it outside of `call` and answer UNKNOWN where it raises.
         parse, serialize = handler.request_deserializer, handler.response_serializer
+        timed = partial(_timed, self._ended, handler_call_details.method.rpartition("/")[2])
         if handler.response_streaming:
             # gRPC's own health.Watch is no generator: it writes its replies to the context.
             generator = inspect.isasyncgenfunction(handler.unary_stream)
             wrap = _streaming if generator else _single
             return grpc.unary_stream_rpc_method_handler(
-                wrap(handler.unary_stream, parse), response_serializer=serialize
+                wrap(handler.unary_stream, parse, timed), response_serializer=serialize
             )
         return grpc.unary_unary_rpc_method_handler(
-            _single(handler.unary_unary, parse), response_serializer=serialize
+            _single(handler.unary_unary, parse, timed), response_serializer=serialize
         )
 
 
-def _single(method: Callable[..., Any], parse: Callable[[bytes], Any]) -> Any:
+_Timed = Callable[[], AbstractContextManager[None]]
+
+
+@contextmanager
+def _timed(ended: Ended | None, method: str) -> Iterator[None]:
+    """Tell of the call that ends with the block, and how."""
+    if ended is None:
+        yield
+        return
+    began, code = time.perf_counter(), grpc.StatusCode.OK.name
+    try:
+        yield
+    except Exception as error:
+        status = status_of(error)
+        code = status[0].name if status else grpc.StatusCode.INTERNAL.name
+        raise
+    except BaseException:
+        # The caller went away, or its deadline has passed.
+        code = grpc.StatusCode.CANCELLED.name
+        raise
+    finally:
+        ended(method, code, time.perf_counter() - began)
+
+
+def _single(method: Callable[..., Any], parse: Callable[[bytes], Any], timed: _Timed) -> Any:
     async def call(data: bytes, context: aio.ServicerContext[Any, Any]) -> Any:
         try:
-            return await method(_request(parse, data), context)
+            with timed():
+                return await method(_request(parse, data), context)
         except Exception as error:
             return await _abort(context, error)
 
     return call
 
 
-def _streaming(method: Callable[..., Any], parse: Callable[[bytes], Any]) -> Any:
+def _streaming(method: Callable[..., Any], parse: Callable[[bytes], Any], timed: _Timed) -> Any:
     async def call(data: bytes, context: aio.ServicerContext[Any, Any]) -> Any:
         try:
-            async for reply in method(_request(parse, data), context):
-                yield reply
+            with timed():
+                async for reply in method(_request(parse, data), context):
+                    yield reply
         except Exception as error:
             await _abort(context, error)
 

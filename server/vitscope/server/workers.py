@@ -19,9 +19,11 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
-from vitscope.server.app import Settings, cannot_listen, free_address, listening, serve
+from vitscope.server.app import Settings, serve
 from vitscope.server.errors import StartError
+from vitscope.server.listening import cannot_listen, free_address, host_and_port
 from vitscope.server.log import set_up
+from vitscope.server.metrics import forget, serve_metrics
 
 _log = logging.getLogger("vitscope.server")
 
@@ -45,7 +47,7 @@ def serve_side_by_side(settings: Settings, count: int, ready: Callable[[str], No
 
     Raises `StartError` where they cannot start.
     """
-    host, port = listening(settings.listen)
+    host, port = host_and_port("--listen", settings.listen)
     with _reserved(host, port) as kept:
         address = f"{host}:{kept.getsockname()[1]}"
         _Parent(replace(settings, listen=address, shared_port=True), count).run(
@@ -70,6 +72,8 @@ class _Parent:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
         try:
+            if self._settings.metrics:
+                serve_metrics(self._settings.metrics)
             for number in range(self._count):
                 self._start(number)
             if self._all_ready(waking):
@@ -130,6 +134,8 @@ class _Parent:
     def _died(self, number: int) -> None:
         worker = self._workers.pop(number)
         worker.process.join()
+        if self._settings.metrics:
+            forget(worker.process.pid or 0)
         why = _last_words(worker.told) or _how(worker.process.exitcode or 0)
         worker.told.close()
         lived = time.monotonic() - worker.started

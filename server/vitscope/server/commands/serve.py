@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--reflection", action="store_true", help="let tools such as grpcurl list the service")
     add("--grace", type=float, default=10.0, help="seconds for calls in flight at the end")
+    add("--metrics", default="", metavar="HOST:PORT", help="answer Prometheus over HTTP there")
     add(
         "--follow",
         type=float,
@@ -112,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
         reflection=args.reflection,
         grace=args.grace,
         follow=args.follow,
+        metrics=args.metrics,
         live=_live_from(args),
     )
     start(settings, args.workers, lambda address: print(f"Serving on {address}", flush=True))
