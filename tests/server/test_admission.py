@@ -15,7 +15,7 @@ import pytest
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from server.refusals import check_sentence
-from synthetic import ServerProcess, build
+from synthetic import ServerProcess, Synthetic, build, run_vitscope
 
 from vitscope.server.admission import PUSHBACK_MS, Gate, Limits
 from vitscope.server.errors import OverloadedError
@@ -103,7 +103,7 @@ def test_a_call_that_was_given_up_is_in_hand_until_its_thread_notices() -> None:
 
 def test_a_server_refuses_what_is_too_much_and_goes_on(tmp_path: Path, serve: Serve) -> None:
     truth = build(tmp_path / "zoo", complete=True, rows=400)
-    server = serve(truth.path)
+    server = serve(truth.path, options=("--in-hand", "scan=2"))
     asked = pb.GetBoxScoresRequest(layer="blocks.0.mlp")
     light = pb.TopImagesRequest(layer="blocks.0.mlp", channel=4, k=5)
 
@@ -142,3 +142,15 @@ def test_a_server_refuses_what_is_too_much_and_goes_on(tmp_path: Path, serve: Se
     with grpc.insecure_channel(server.address) as channel:
         right = ActivationServiceStub(channel).GetBoxScores(asked, timeout=PATIENCE)
     asyncio.run(run())
+
+
+def test_limits_that_cannot_be(synthetic: Synthetic) -> None:
+    for given, code, word in (
+        ("heavy=3", 6, "the classes are light, scan, model"),
+        ("light=0", 6, "--in-hand light=0 cannot be"),
+        ("light", 2, "'light' is no CLASS=N"),
+        ("light=x", 2, "is no CLASS=N"),
+    ):
+        done = run_vitscope("serve", synthetic.path, "--listen", "127.0.0.1:0", "--in-hand", given)
+        assert (done.returncode, done.stdout) == (code, "")
+        assert word in done.stderr

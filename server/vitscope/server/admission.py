@@ -16,7 +16,7 @@ from functools import partial
 from threading import Event
 from typing import Any, TypeVar, get_args
 
-from vitscope.server.errors import OverloadedError
+from vitscope.server.errors import OverloadedError, StartError
 from vitscope.server.going import run_for
 from vitscope.server.questions import Cost
 
@@ -35,15 +35,24 @@ class Limits:
     """Calls that are being answered or wait for a thread."""
 
 
-def usual_limits(cores: int) -> dict[Cost, Limits]:
-    """Few that wait, so that an accepted call takes about twice as long as on an idle server."""
+def limits_of(cores: int, in_hand: Mapping[str, int]) -> dict[Cost, Limits]:
+    """Of all classes, where `in_hand` says nothing else of one; raises `StartError`."""
     few = max(1, cores // 2)
-    return {
-        "light": Limits(cores, 4 * cores),
-        "scan": Limits(few, 2 * few),
+    limits: dict[Cost, Limits] = {
+        # As many as are answered within some tens of milliseconds.
+        "light": Limits(cores, 32 * cores),
+        "scan": Limits(few, 4 * few),
         # Forwards are run one after the other; pictures are decoded beside them.
         "model": Limits(2, 8),
     }
+    for name in in_hand.keys() - limits.keys():
+        raise StartError(f"--in-hand names {name!r}; the classes are {', '.join(limits)}.")
+    for cost, usual in limits.items():
+        count = in_hand.get(cost, usual.in_hand)
+        if count < 1:
+            raise StartError(f"--in-hand {cost}={count} cannot be; give at least 1.")
+        limits[cost] = Limits(min(usual.threads, count), count)
+    return limits
 
 
 class Gate:

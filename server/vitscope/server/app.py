@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from vitscope.server.admission import Gates, usual_limits
+from vitscope.server.admission import Gates, limits_of
 from vitscope.server.errors import StartError
 from vitscope.server.listening import cannot_listen, free_address, host_and_port
 from vitscope.server.liveoptions import LiveOptions
@@ -47,6 +47,8 @@ class Settings:
     threads: int = os.cpu_count() or 1
     live: LiveOptions | None = None
     """Whether and how to run the models of the indexes."""
+    in_hand: Mapping[str, int] = field(default_factory=dict)
+    """Calls of a class that are answered or wait, where it is not the usual number."""
     metrics: str = ""
     """HOST:PORT where Prometheus asks; empty for none."""
     shared_port: bool = False
@@ -100,7 +102,7 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
     neighbours.prepare()
     # Requests share the cores: FAISS gets one thread for each of them.
     prepare = partial(neighbours.prepare, threads=1)
-    with closing(Gates(usual_limits(settings.threads), prepare)) as gates:
+    with closing(Gates(limits_of(settings.threads, settings.in_hand), prepare)) as gates:
         # Off, or a second server on the port would silently take half of the calls.
         options = [("grpc.so_reuseport", int(settings.shared_port))]
         metrics = Metrics() if settings.metrics else None

@@ -31,6 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--reflection", action="store_true", help="let tools such as grpcurl list the service")
     add("--grace", type=float, default=10.0, help="seconds for calls in flight at the end")
+    add(
+        "--in-hand",
+        type=_numbers,
+        default={},
+        metavar="CLASS=N,…",
+        help="calls of a class (light, scan, model) that may be answered or wait at a time, in each "
+        "process; more are refused (default: light 32 and scan 2 for each core, model 8)",
+    )
     add("--metrics", default="", metavar="HOST:PORT", help="answer Prometheus over HTTP there")
     add(
         "--follow",
@@ -41,6 +49,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "for never (default 1)",
     )
     _add_live(parser)
+
+
+def _numbers(text: str) -> dict[str, int]:
+    """`light=64,scan=4`"""
+    found: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, number = (each.strip() for each in part.partition("="))
+        if not name or not number.isascii() or not number.isdecimal() or len(number) > 9:
+            raise argparse.ArgumentTypeError(f"{part!r} is no CLASS=N, such as light=64")
+        found[name] = int(number)
+    return found
 
 
 def _add_live(parser: argparse.ArgumentParser) -> None:
@@ -114,6 +133,7 @@ def run(args: argparse.Namespace) -> int:
         grace=args.grace,
         follow=args.follow,
         metrics=args.metrics,
+        in_hand=args.in_hand,
         live=_live_from(args),
     )
     start(settings, args.workers, lambda address: print(f"Serving on {address}", flush=True))
