@@ -24,13 +24,15 @@ from vitscope.client import (
 )
 from vitscope.client.connection import Connection
 from vitscope.v1 import query_pb2 as pb
-from vitscope.v1 import service_pb2_grpc
 
 Serve = Callable[..., ServerProcess]
-QUICK = {"first_wait": 0.01, "longest_wait": 0.02}
 
 
-class Failing(service_pb2_grpc.ActivationServiceServicer):
+def quick(attempts: int) -> Retries:
+    return Retries(attempts=attempts, first_wait=0.01, longest_wait=0.02)
+
+
+class Failing:
     """Fails with a status so many times, and then answers; notes what it was told."""
 
     def __init__(self, code: StatusCode, times: int) -> None:
@@ -39,7 +41,7 @@ class Failing(service_pb2_grpc.ActivationServiceServicer):
         self.calls = 0
         self.told: list[dict[str, Any]] = []
 
-    def ListIndexes(self, request: pb.ListIndexesRequest, context: Any) -> Any:  # noqa: N802
+    def list_indexes(self, request: pb.ListIndexesRequest, context: Any) -> Any:
         """Fail or answer."""
         self.calls += 1
         self.told.append(dict(context.invocation_metadata()))
@@ -52,7 +54,14 @@ class Failing(service_pb2_grpc.ActivationServiceServicer):
 @contextmanager
 def serving(service: Failing) -> Iterator[str]:
     server = grpc.server(ThreadPoolExecutor(2))
-    service_pb2_grpc.add_ActivationServiceServicer_to_server(service, server)
+    handler = grpc.unary_unary_rpc_method_handler(
+        service.list_indexes,
+        request_deserializer=pb.ListIndexesRequest.FromString,
+        response_serializer=pb.ListIndexesResponse.SerializeToString,
+    )
+    name = "vitscope.v1.ActivationService"
+    handlers = {"ListIndexes": handler}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     yield f"127.0.0.1:{port}"
@@ -63,7 +72,7 @@ def serving(service: Failing) -> Iterator[str]:
 def test_what_may_succeed_later_is_tried_again(code: StatusCode) -> None:
     service = Failing(code, 2)
     with serving(service) as address:
-        with Client(address, retries=Retries(attempts=3, **QUICK)) as client:
+        with Client(address, retries=quick(3)) as client:
             assert client.indexes() == []
         assert service.calls == 3
         # gRPC tells a server of the attempts before.
@@ -81,8 +90,7 @@ def test_what_may_succeed_later_is_tried_again(code: StatusCode) -> None:
 def test_so_often_and_no_more(code: StatusCode, kind: type, attempts: int) -> None:
     service = Failing(code, 9)
     with serving(service) as address:
-        retries = Retries(attempts=attempts, **QUICK)
-        with Client(address, retries=retries) as client, pytest.raises(kind):
+        with Client(address, retries=quick(attempts)) as client, pytest.raises(kind):
             client.indexes()
         assert service.calls == attempts
 
@@ -98,14 +106,12 @@ def test_a_refusal_is_not_tried_again() -> None:
 def test_a_token_goes_with_every_call() -> None:
     service = Failing(StatusCode.UNAVAILABLE, 1)
     with serving(service) as address:
-        with Client(address, token="secret-7", retries=Retries(**QUICK)) as client:
+        with Client(address, token="secret-7", retries=quick(2)) as client:
             client.indexes()
         assert [told["authorization"] for told in service.told] == ["Bearer secret-7"] * 2
 
 
-def test_replicas_take_calls_in_turn_and_for_each_other(
-    synthetic: Synthetic, serve: Serve
-) -> None:
+def test_replicas_take_calls_in_turn_and_for_each_other(synthetic: Synthetic, serve: Serve) -> None:
     servers = [serve(synthetic.path) for _ in range(3)]
     with Client([server.address for server in servers]) as client:
         seen: Counter[int] = Counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,8 +106,8 @@ def test_the_command_reads_a_folder(
     synthetic: Synthetic, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     line = ["top-images", "--layer", "blocks.0.mlp", "--channel", "4", "-k", "3"]
-    assert main([*line, "--local", str(synthetic.path)]) == 0
-    rows = [int(text.split()[1]) for text in capsys.readouterr().out.splitlines()[1:]]
+    assert main([*line, "--json", "--local", str(synthetic.path)]) == 0
+    rows = [image["row"] for image in json.loads(capsys.readouterr().out)["images"]]
     assert rows == [row for row, _ in synthetic.ranking("blocks.0.mlp", "mean", 4)[:3]]
     assert main([*line, "--local", str(tmp_path)]) == 4
     assert capsys.readouterr().err.endswith("`vitscope index` makes one.\n")

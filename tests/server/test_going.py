@@ -89,7 +89,7 @@ def test_work_ends_where_its_caller_leaves(
             await server.start()
             channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
             await leave(service_pb2_grpc.ActivationServiceStub(channel), service, channel)
-            ended = await asyncio.to_thread(service.ended.wait, _PATIENCE / 2)
+            ended: bool = await asyncio.to_thread(service.ended.wait, _PATIENCE / 2)
             await channel.close()
             await server.stop(None)
         return ended

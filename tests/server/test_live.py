@@ -35,6 +35,7 @@ from vitscope.indexer.run import index
 from vitscope.server.app import load_live
 from vitscope.server.errors import StartError
 from vitscope.server.liveoptions import LiveOptions
+from vitscope.store.generation import Generation, open_generation
 from vitscope.store.manifest import Manifest
 from vitscope.v1 import index_pb2
 from vitscope.v1 import query_pb2 as pb
@@ -482,8 +483,8 @@ def test_an_index_made_otherwise(live: LiveIndex, name: str) -> None:
     """As by another version of timm: the manifest tells of what this one does not do."""
     [(index, generation)] = opened(live.path).items()
     generation.manifest = CHANGES[name](generation.manifest)
+    options = LiveOptions(checkpoints=[str(live.checkpoint)])
     with pytest.raises(StartError, match=name):
-        options = LiveOptions(checkpoints=[str(live.checkpoint)])
         load_live([index], options, {index: generation})
 
 

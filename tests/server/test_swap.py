@@ -98,7 +98,9 @@ class Asker(threading.Thread):
         self.failed: list[BaseException] = []
 
     def run(self) -> None:
-        with grpc.insecure_channel(self._address) as channel:
+        # A connection of its own, which any of the workers may have.
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        with grpc.insecure_channel(self._address, options=options) as channel:
             stub = ActivationServiceStub(channel)
             while not self._over.is_set() and not self.failed:
                 try:
@@ -136,10 +138,8 @@ def test_generations_are_exchanged_under_load(pair: Pair, serve: Serve, workers:
             publish(pair.path, name)
 
             def answered(name: str = name, before: list[int] = before) -> bool:
-                # Every asker is on one worker, and has had an answer of the new one.
                 return any(asker.failed for asker in askers) or all(
-                    asker.seen[name] > count
-                    for asker, count in zip(askers, before, strict=True)
+                    asker.seen[name] > count for asker, count in zip(askers, before, strict=True)
                 )
 
             wait_for(answered)
@@ -148,7 +148,8 @@ def test_generations_are_exchanged_under_load(pair: Pair, serve: Serve, workers:
             asker.end()
     assert [asker.failed for asker in askers] == [[], []]
     assert server.terminate() == 0
-    assert server.errors.read_text().count("is served, after") == SWAPS * workers
+    # A worker that nobody asks may have passed over some.
+    assert SWAPS <= server.errors.read_text().count("is served, after") <= SWAPS * workers
 
 
 def test_an_old_generation_may_be_pruned_once_nobody_reads_it(pair: Pair, serve: Serve) -> None:

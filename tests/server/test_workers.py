@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -25,11 +26,11 @@ PATIENCE = 60.0
 def workers_of(server: ServerProcess) -> list[int]:
     """Processes that were started by the server to serve."""
     found = []
-    for entry in Path("/proc").iterdir():
+    for entry in Path("/proc").glob("[0-9]*"):
         try:
             status = (entry / "stat").read_text().rpartition(")")[2].split()
             line = (entry / "cmdline").read_text()
-        except (FileNotFoundError, NotADirectoryError, ProcessLookupError):
+        except (FileNotFoundError, ProcessLookupError):
             continue
         if int(status[1]) == server.process.pid and "spawn_main" in line:
             found.append(int(entry.name))
@@ -41,6 +42,11 @@ def wait_for(what: Callable[[], bool]) -> None:
     while not what():
         assert time.monotonic() < limit
         time.sleep(0.02)
+
+
+def has_another(server: ServerProcess, victim: int) -> bool:
+    now = workers_of(server)
+    return victim not in now and len(now) == 2
 
 
 def ask(address: str, truth: Synthetic) -> None:
@@ -65,7 +71,7 @@ def test_a_worker_that_is_killed_comes_back(synthetic: Synthetic, serve: Serve) 
         os.kill(victim, signal.SIGKILL)
         for _ in range(10):
             ask(server.address, synthetic)
-        wait_for(lambda victim=victim: victim not in (now := workers_of(server)) and len(now) == 2)
+        wait_for(partial(has_another, server, victim))
     assert not set(first) & set(workers_of(server))
     for _ in range(10):
         ask(server.address, synthetic)
@@ -83,9 +89,7 @@ def test_a_signal_ends_all(synthetic: Synthetic, serve: Serve, how: str) -> None
     assert not [pid for pid in there if Path(f"/proc/{pid}").exists()]
 
 
-def test_ctrl_c_in_a_terminal_reaches_all_and_ends_all(
-    synthetic: Synthetic, serve: Serve
-) -> None:
+def test_ctrl_c_in_a_terminal_reaches_all_and_ends_all(synthetic: Synthetic, serve: Serve) -> None:
     server = serve(synthetic.path, options=("--workers", "2"))
     for pid in workers_of(server):
         os.kill(pid, signal.SIGINT)
@@ -115,11 +119,12 @@ def test_another_server_cannot_take_the_port(synthetic: Synthetic, serve: Serve)
 
 def test_what_cannot_start_is_one_sentence(tmp_path: Path, synthetic: Synthetic) -> None:
     listen = ("--listen", "127.0.0.1:0")
-    for arguments, code, word in (
+    cases: list[tuple[list[str | Path], int, str]] = [
         ([tmp_path, *listen, "--workers", "2"], 4, "is not an index"),
         ([synthetic.path, *listen, "--workers", "0"], 6, "--workers 0 cannot be"),
         ([synthetic.path, "--listen", "nowhere", "--workers", "2"], 6, "is not HOST:PORT"),
-    ):
+    ]
+    for arguments, code, word in cases:
         done = run_vitscope("serve", *arguments)
         assert (done.returncode, done.stdout) == (code, "")
         assert word in done.stderr

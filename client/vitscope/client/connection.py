@@ -183,7 +183,7 @@ class Connection:
         if self.retries.attempts > 1:
             method["retryPolicy"] = self.retries.policy()
         config["methodConfig"] = [method]
-        options = [*_OPTIONS]
+        options: list[tuple[str, Any]] = [*_OPTIONS]
         if len(self.addresses) > 1:
             config["loadBalancingConfig"] = [{"round_robin": {}}]
             config["healthCheckConfig"] = {"serviceName": _SERVICE}

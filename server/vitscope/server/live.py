@@ -40,7 +40,7 @@ _THUMBNAIL_SIZE = 256
 
 
 _RUNNER = ThreadPoolExecutor(1, "vitscope-live")
-"""For all models: of those of a generation and of the next one too, there is one forward at a time."""
+"""Of all models, those of a generation and of the next one too: one forward at a time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,7 @@ def serve_metrics(listen: str) -> None:
     registry = REGISTRY
     if _FOLDER in os.environ:
         registry = CollectorRegistry()
-        multiprocess.MultiProcessCollector(registry)
+        multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     host, port = host_and_port("--metrics", listen)
     try:
         start_http_server(port, host.strip("[]"), registry)
@@ -97,4 +97,4 @@ def forget(process: int) -> None:
     from prometheus_client import multiprocess
 
     if _FOLDER in os.environ:
-        multiprocess.mark_process_dead(process)
+        multiprocess.mark_process_dead(process)  # type: ignore[no-untyped-call]

@@ -69,8 +69,8 @@ class _Parent:
         waking, wake = os.pipe()
         os.set_blocking(wake, False)
         signal.set_wakeup_fd(wake)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._stop)
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, self._stop)
         try:
             if self._settings.metrics:
                 serve_metrics(self._settings.metrics)
@@ -124,12 +124,10 @@ class _Parent:
                 del self._due[number]
                 self._start(number)
         pause = min(self._due.values(), default=now + 3600) - now
-        sentinels = {
-            worker.process.sentinel: number for number, worker in self._workers.items()
-        }
+        sentinels = {worker.process.sentinel: number for number, worker in self._workers.items()}
         for each in wait([*sentinels, waking], max(0.0, pause)):
             if each in sentinels and not self._stopping:
-                self._died(sentinels[each])  # type: ignore[index]
+                self._died(sentinels[each])
 
     def _died(self, number: int) -> None:
         worker = self._workers.pop(number)

@@ -36,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_numbers,
         default={},
         metavar="CLASS=N,…",
-        help="calls of a class (light, scan, model) that may be answered or wait at a time, in each "
-        "process; more are refused (default: light 32 and scan 2 for each core, model 8)",
+        help="calls of a class (light, scan, model) that may be answered or wait at a time, in "
+        "each process; more are refused (default: light 32 and scan 2 for each core, model 8)",
     )
     add("--metrics", default="", metavar="HOST:PORT", help="answer Prometheus over HTTP there")
     add(
