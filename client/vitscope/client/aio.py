@@ -3,12 +3,15 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Collection, Sequence
+from functools import partial
 from types import TracebackType
-from typing import Self, SupportsIndex
+from typing import Any, Self, SupportsIndex
 
 import grpc
 
 from vitscope.client import convert, requests, scores
+from vitscope.client.answer import A, Source, with_source
+from vitscope.client.client import Client
 from vitscope.client.connection import OPTIONS, checked_address, checked_timeout, picture_bytes
 from vitscope.client.errors import UsageError, rpc_errors
 from vitscope.client.filters import ImageFilter
@@ -75,6 +78,12 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
+    def _with_source(self, request: Any, answer: A) -> A:
+        """The answer, told where its pictures come from."""
+        connect = partial(Client, self._address, timeout=self._timeout)
+        other = getattr(request, "other", "")
+        return with_source(answer, Source(connect, request.index, other))
+
     async def indexes(self) -> list[Index]:
         """As `Client.indexes`."""
         with rpc_errors(self._address):
@@ -109,7 +118,7 @@ class AsyncClient:
         request = requests.top_images_request(index, layer, channel, ranked)
         with rpc_errors(self._address):
             reply = await self._stub.TopImages(request, timeout=self._timeout)
-        return convert.top_images(reply, layer, channel)
+        return self._with_source(request, convert.top_images(reply, layer, channel))
 
     def top_images_of_channels(
         self,
@@ -140,7 +149,7 @@ class AsyncClient:
         with rpc_errors(self._address):
             replies = self._stub.TopImagesOfChannels(request, timeout=self._timeout)
             async for reply in replies:
-                yield checked.take(reply)
+                yield self._with_source(request, checked.take(reply))
             checked.end()
 
     async def channel_statistics(
@@ -170,7 +179,7 @@ class AsyncClient:
         request = requests.top_patches_request(index, layer, channel, k, where)
         with rpc_errors(self._address):
             reply = await self._stub.TopPatches(request, timeout=self._timeout)
-        return convert.top_patches(reply, layer, channel)
+        return self._with_source(request, convert.top_patches(reply, layer, channel))
 
     async def top_channels(
         self,
@@ -240,7 +249,7 @@ class AsyncClient:
         )
         with rpc_errors(self._address):
             reply = await self._stub.TopImagesByBox(request, timeout=self._timeout)
-        return convert.top_images_by_box(reply, layer, channel)
+        return self._with_source(request, convert.top_images_by_box(reply, layer, channel))
 
     async def patch_maps(
         self,
@@ -254,7 +263,8 @@ class AsyncClient:
         with rpc_errors(self._address):
             call = self._stub.GetPatchMaps(request, timeout=self._timeout)
             replies = [reply async for reply in call]
-        return convert.patch_maps_stream(replies, selectors)
+        found = convert.patch_maps_stream(replies, selectors)
+        return [self._with_source(request, maps) for maps in found]
 
     async def patch_map_grid(
         self,
@@ -272,22 +282,14 @@ class AsyncClient:
             call = self._stub.GetPatchMaps(request, timeout=self._timeout)
             replies = [reply async for reply in call]
         [maps] = convert.patch_maps_stream(replies, asked)
-        return maps
+        return self._with_source(request, maps)
 
     async def patch_map(
         self, layer: str, channel: SupportsIndex, row: SupportsIndex, *, index: str = ""
     ) -> PatchMap:
         """As `Client.patch_map`."""
         [maps] = await self.patch_maps([(layer, channel, row)], index=index)
-        return PatchMap(
-            generation=maps.generation,
-            layer=maps.layer,
-            channel=int(maps.channels[0]),
-            row=int(maps.rows[0]),
-            values=maps.values[0],
-            grid=maps.grid,
-            recomputed=maps.recomputed is not None and bool(maps.recomputed[0]),
-        )
+        return convert.one_map(maps)
 
     async def similar_images(
         self,
@@ -302,7 +304,7 @@ class AsyncClient:
         request = requests.similar_images_request(index, layer, row, k, exact)
         with rpc_errors(self._address):
             reply = await self._stub.SimilarImages(request, timeout=self._timeout)
-        return convert.similar_images(reply, layer, row)
+        return self._with_source(request, convert.similar_images(reply, layer, row))
 
     async def similar_patches(
         self,
@@ -319,7 +321,7 @@ class AsyncClient:
         request = requests.similar_patches_request(index, layer, row, patch, k, other_images, exact)
         with rpc_errors(self._address):
             reply = await self._stub.SimilarPatches(request, timeout=self._timeout)
-        return convert.similar_patches(reply, layer, row, patch)
+        return self._with_source(request, convert.similar_patches(reply, layer, row, patch))
 
     async def top_images_along(
         self,
@@ -338,7 +340,7 @@ class AsyncClient:
         )
         with rpc_errors(self._address):
             reply = await self._stub.TopImagesAlongDirection(request, timeout=self._timeout)
-        return convert.top_images_along(reply, layer, measure, pooling)
+        return self._with_source(request, convert.top_images_along(reply, layer, measure, pooling))
 
     async def directions(self, layer: str = "", *, index: str = "") -> Directions:
         """As `Client.directions`."""
@@ -385,7 +387,7 @@ class AsyncClient:
         )
         with rpc_errors(self._address):
             reply = await self._stub.CompareImages(request, timeout=self._timeout)
-        return convert.changed_images(reply, layer, channel)
+        return self._with_source(request, convert.changed_images(reply, layer, channel))
 
     async def scores(
         self,
@@ -451,7 +453,7 @@ class AsyncClient:
         )
         with rpc_errors(self._address):
             reply = await self._stub.AnalyzeImage(request, timeout=self._timeout)
-        return convert.analyzed_image(reply, maps, include_maps)
+        return self._with_source(request, convert.analyzed_image(reply, maps, include_maps))
 
     async def images(
         self, rows: Sequence[SupportsIndex], *, pictures: bool = True, index: str = ""

@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from types import TracebackType
-from typing import Self, SupportsIndex
+from typing import Any, Self, SupportsIndex
 
 import grpc
 
 from vitscope.client import convert, requests, scores
+from vitscope.client.answer import A, Source, with_source
 from vitscope.client.connection import OPTIONS, checked_address, checked_timeout, picture_bytes
 from vitscope.client.errors import rpc_errors
 from vitscope.client.filters import ImageFilter
@@ -74,6 +76,12 @@ class Client:
     ) -> None:
         self.close()
 
+    def _with_source(self, request: Any, answer: A) -> A:
+        """The answer, told where its pictures come from."""
+        connect = partial(Client, self._address, timeout=self._timeout)
+        other = getattr(request, "other", "")
+        return with_source(answer, Source(connect, request.index, other))
+
     def indexes(self) -> list[Index]:
         """The indexes that the server holds, without their layers."""
         with rpc_errors(self._address):
@@ -124,7 +132,7 @@ class Client:
         request = requests.top_images_request(index, layer, channel, ranked)
         with rpc_errors(self._address):
             reply = self._stub.TopImages(request, timeout=self._timeout)
-        return convert.top_images(reply, layer, channel)
+        return self._with_source(request, convert.top_images(reply, layer, channel))
 
     def top_images_of_channels(
         self,
@@ -161,7 +169,7 @@ class Client:
         with rpc_errors(self._address):
             replies = self._stub.TopImagesOfChannels(request, timeout=self._timeout)
             for reply in replies:
-                yield checked.take(reply)
+                yield self._with_source(request, checked.take(reply))
             checked.end()
 
     def channel_statistics(
@@ -202,7 +210,7 @@ class Client:
         request = requests.top_patches_request(index, layer, channel, k, where)
         with rpc_errors(self._address):
             reply = self._stub.TopPatches(request, timeout=self._timeout)
-        return convert.top_patches(reply, layer, channel)
+        return self._with_source(request, convert.top_patches(reply, layer, channel))
 
     def top_channels(
         self,
@@ -303,7 +311,7 @@ class Client:
         )
         with rpc_errors(self._address):
             reply = self._stub.TopImagesByBox(request, timeout=self._timeout)
-        return convert.top_images_by_box(reply, layer, channel)
+        return self._with_source(request, convert.top_images_by_box(reply, layer, channel))
 
     def patch_maps(
         self,
@@ -325,7 +333,8 @@ class Client:
         request = requests.patch_maps_request(index, selectors, encoding)
         with rpc_errors(self._address):
             replies = list(self._stub.GetPatchMaps(request, timeout=self._timeout))
-        return convert.patch_maps_stream(replies, selectors)
+        found = convert.patch_maps_stream(replies, selectors)
+        return [self._with_source(request, maps) for maps in found]
 
     def patch_map_grid(
         self,
@@ -348,7 +357,7 @@ class Client:
         with rpc_errors(self._address):
             replies = list(self._stub.GetPatchMaps(request, timeout=self._timeout))
         [maps] = convert.patch_maps_stream(replies, asked)
-        return maps
+        return self._with_source(request, maps)
 
     def patch_map(
         self, layer: str, channel: SupportsIndex, row: SupportsIndex, *, index: str = ""
@@ -360,15 +369,7 @@ class Client:
         Raises `NotKeptError` for a map that the index did not keep.
         """
         [maps] = self.patch_maps([(layer, channel, row)], index=index)
-        return PatchMap(
-            generation=maps.generation,
-            layer=maps.layer,
-            channel=int(maps.channels[0]),
-            row=int(maps.rows[0]),
-            values=maps.values[0],
-            grid=maps.grid,
-            recomputed=maps.recomputed is not None and bool(maps.recomputed[0]),
-        )
+        return convert.one_map(maps)
 
     def similar_images(
         self,
@@ -391,7 +392,7 @@ class Client:
         request = requests.similar_images_request(index, layer, row, k, exact)
         with rpc_errors(self._address):
             reply = self._stub.SimilarImages(request, timeout=self._timeout)
-        return convert.similar_images(reply, layer, row)
+        return self._with_source(request, convert.similar_images(reply, layer, row))
 
     def similar_patches(
         self,
@@ -416,7 +417,7 @@ class Client:
         request = requests.similar_patches_request(index, layer, row, patch, k, other_images, exact)
         with rpc_errors(self._address):
             reply = self._stub.SimilarPatches(request, timeout=self._timeout)
-        return convert.similar_patches(reply, layer, row, patch)
+        return self._with_source(request, convert.similar_patches(reply, layer, row, patch))
 
     def top_images_along(
         self,
@@ -444,7 +445,7 @@ class Client:
         )
         with rpc_errors(self._address):
             reply = self._stub.TopImagesAlongDirection(request, timeout=self._timeout)
-        return convert.top_images_along(reply, layer, measure, pooling)
+        return self._with_source(request, convert.top_images_along(reply, layer, measure, pooling))
 
     def directions(self, layer: str = "", *, index: str = "") -> Directions:
         """The directions that the server has beside an index, of a layer or of all."""
@@ -502,7 +503,7 @@ class Client:
         )
         with rpc_errors(self._address):
             reply = self._stub.CompareImages(request, timeout=self._timeout)
-        return convert.changed_images(reply, layer, channel)
+        return self._with_source(request, convert.changed_images(reply, layer, channel))
 
     def scores(
         self,
@@ -594,7 +595,7 @@ class Client:
         )
         with rpc_errors(self._address):
             reply = self._stub.AnalyzeImage(request, timeout=self._timeout)
-        return convert.analyzed_image(reply, maps, include_maps)
+        return self._with_source(request, convert.analyzed_image(reply, maps, include_maps))
 
     def images(
         self, rows: Sequence[SupportsIndex], *, pictures: bool = True, index: str = ""
