@@ -20,7 +20,7 @@ class Brief:
     __slots__ = ()
 
     def __repr__(self) -> str:
-        told = (f"{name}={_brief(getattr(self, name))}" for name in _names(self))
+        told = (f"{name}={_brief(getattr(self, name))}" for name in names_of(self))
         return f"{type(self).__name__}({', '.join(told)})"
 
 
@@ -67,7 +67,7 @@ A = TypeVar("A", bound=Answer)
 def with_source(answer: A, source: Source) -> A:
     """The same answer, and one within it, told where their pictures come from."""
     object.__setattr__(answer, "_source", source)
-    for name in _names(answer):
+    for name in names_of(answer):
         if isinstance(part := getattr(answer, name), Answer):
             with_source(part, source)
     return answer
@@ -75,10 +75,12 @@ def with_source(answer: A, source: Source) -> A:
 
 def source_of(answer: Answer) -> Source | None:
     """None for an answer that no client of this process gave, such as one from a pickle."""
-    return getattr(answer, "_source", None)
+    source: Source | None = getattr(answer, "_source", None)
+    return source
 
 
-def _names(value: Any) -> list[str]:
+def names_of(value: Any) -> list[str]:
+    """The fields of a dataclass."""
     return [field.name for field in fields(value)]
 
 

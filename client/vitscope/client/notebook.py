@@ -108,16 +108,17 @@ class _Drawing:
         return []
 
     def _first(self, entries: tuple[T, ...], most: int = MOST_DRAWN) -> tuple[T, ...]:
-        if len(entries) > most:
-            self.remarks.append(f"The first {most} of {len(entries):,} are drawn.")
+        self._tell(len(entries), most)
         return entries[:most]
 
     def _first_maps(self, maps: results.PatchMaps) -> results.PatchMaps:
-        rows, channels, values = (
-            each[:MOST_DRAWN] for each in (maps.rows, maps.channels, maps.values)
-        )
-        self._first(tuple(maps.rows))
-        return replace(maps, rows=rows, channels=channels, values=values)
+        self._tell(len(maps.rows), MOST_DRAWN)
+        rows, channels = maps.rows[:MOST_DRAWN], maps.channels[:MOST_DRAWN]
+        return replace(maps, rows=rows, channels=channels, values=maps.values[:MOST_DRAWN])
+
+    def _tell(self, count: int, most: int) -> None:
+        if count > most:
+            self.remarks.append(f"The first {most} of {count:,} are drawn.")
 
     def _top_images(self, top: results.TopImages) -> Section:
         """With the maps of all, or of those that came along."""

@@ -158,10 +158,12 @@ def analyzed_section(client: Client, index: str, own: AnalyzedImage, what: str) 
     scored = {(each.layer, each.channel): (n, each) for n, each in enumerate(own.channels, 1)}
     cells = []
     for map_ in own.maps:
-        name, detail = f"{map_.layer} · {map_.channel}", []
+        name = f"{map_.layer} · {map_.channel}"
+        detail: list[str] = []
         if found := scored.get((map_.layer, map_.channel)):
             rank, each = found
-            name, detail = f"{rank}  {name}", [f"{what} {each.score:.4g}"]
+            name = f"{rank}  {name}"
+            detail.append(f"{what} {each.score:.4g}")
         if what != "max" or not found:
             detail.append(f"highest {float(map_.values.max()):.4g}")
         if found and each.percentile is not None:

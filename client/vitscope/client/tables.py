@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import singledispatch
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vitscope.client import results
-from vitscope.client.answer import Answer
+from vitscope.client.answer import Answer, names_of
 from vitscope.client.errors import UsageError
 from vitscope.client.parquet import Columns
 
@@ -76,7 +76,7 @@ def constants(answer: Answer) -> dict[str, Any]:
     """What holds for all rows: the numbers and names of an answer beside its entries."""
     if isinstance(answer, results.Image):  # itself the only entry
         return {"generation": answer.generation}
-    named = ((field.name, getattr(answer, field.name)) for field in fields(answer))  # type: ignore[arg-type]
+    named = ((name, getattr(answer, name)) for name in names_of(answer))
     return {name: value for name, value in named if _is_constant(value)}
 
 
