@@ -14,18 +14,33 @@ from synthetic import build
 
 from vitscope import client as vc
 from vitscope.client.answer import Answer
+from vitscope.store.boxes import Box
+from vitscope.store.rows import RowRecord
 
 DENSE, OTHER = "blocks.0.mlp", "blocks.1.mlp"
-_LABELS = ('<script>alert("1")</script>', "café", None, "белка & fox", "</table>", "🦊 fennec", None)
+_LABELS = (
+    '<script>alert("1")</script>',
+    "café",
+    None,
+    "белка & fox",
+    "</table>",
+    "🦊 fennec",
+    None,
+)
 
 Row = dict[str, Any]
+
+
+def _left(_: np.random.Generator, record: RowRecord) -> tuple[Box, ...]:
+    """A box over the left of every other picture."""
+    return (Box("tail", 0.0, 0.0, 5.0, 16.0),) if record.row % 2 else ()
 
 
 def build_pair(folder: Path) -> list[Path]:
     """Two indexes of the same pictures, with boxes and directions, and labels that mean harm."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(synthetic, "_LABELS", _LABELS)
-        one = build(folder / "one", complete=True).path
+        one = build(folder / "one", complete=True, boxes=_left).path
         two = build(
             folder / "two", complete=True, seed=3, rename=lambda key: f"{key.removesuffix('3')}0"
         ).path
@@ -182,9 +197,7 @@ EXPECTED: dict[type[Answer], Callable[[Any], list[Row]]] = {
     vc.SimilarImages: _near,
     vc.SimilarPatches: _patches,
     vc.TopImagesAlong: _near,
-    vc.Directions: lambda found: list(
-        map(_fields("layer", "name", "count"), found.directions)
-    ),
+    vc.Directions: lambda found: list(map(_fields("layer", "name", "count"), found.directions)),
     vc.ChangedChannels: lambda found: _ranked(
         found.channels,
         _fields("channel", "mean", "other_mean", "difference", "effect", "correlation"),

@@ -47,5 +47,14 @@ def test_no_heavy_library_and_no_other_room_is_imported() -> None:
     )
     loaded = set(json.loads(run.stdout))
     assert "vitscope.client.commands.gallery" in loaded
-    assert not loaded & {"torch", "faiss", "zarr", "tensorstore", "blake3", "timm", "pyarrow", "pandas"}
+    assert not loaded & {
+        "torch",
+        "faiss",
+        "zarr",
+        "tensorstore",
+        "blake3",
+        "timm",
+        "pyarrow",
+        "pandas",
+    }
     assert not loaded & {"vitscope.store", "vitscope.indexer", "vitscope.server"}

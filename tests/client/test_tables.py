@@ -1,4 +1,4 @@
-"""Tables of answers: every kind has one, in pandas as in Parquet; and answers are short to print."""
+"""Tables of answers: every kind has one, in pandas as in Parquet; answers are short to print."""
 
 from __future__ import annotations
 
@@ -185,7 +185,10 @@ except UsageError as error:
 @pytest.mark.parametrize("kind", KINDS)
 def test_answers_are_short_to_print(answers: Answers, kind: type[Answer]) -> None:
     text = repr(answers[kind])
-    assert text.startswith(f"{kind.__name__}(generation=") or kind.__name__ in ("Index", "Neighbours")
+    assert text.startswith(f"{kind.__name__}(generation=") or kind.__name__ in (
+        "Index",
+        "Neighbours",
+    )
     assert len(text) < 700
     assert "array(" not in text
     assert "\n" not in text

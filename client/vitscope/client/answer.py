@@ -91,5 +91,5 @@ def _brief(value: object) -> str:
         case bytes():
             return f"<{len(value):,} bytes>"
         case (first, *_) if hasattr(first, "__dataclass_fields__"):
-            return f"<{len(value)} {type(first).__name__}>"  # type: ignore[arg-type]
+            return f"<{len(value)} {type(first).__name__}>"
     return repr(value)

@@ -459,9 +459,7 @@ def one_map(maps: results.PatchMaps) -> results.PatchMap:
     """The only one of these."""
     [row], [channel], [values] = maps.rows.tolist(), maps.channels.tolist(), maps.values
     recomputed = maps.recomputed is not None and bool(maps.recomputed[0])
-    one = results.PatchMap(
-        maps.generation, maps.layer, channel, row, values, maps.grid, recomputed
-    )
+    one = results.PatchMap(maps.generation, maps.layer, channel, row, values, maps.grid, recomputed)
     source = source_of(maps)
     return one if source is None else with_source(one, source)
 

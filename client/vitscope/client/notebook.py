@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MOST_DRAWN = 60
 """Pictures on a page, and rows of a table: that there are more is said."""
-MOST_COLUMNS = 12
+MOST_COLUMNS = 16
 """Of a table; scores may be of thousands of channels."""
 
 PICTURED = (
@@ -157,9 +157,7 @@ def _table(answer: Answer) -> list[str]:
     """Its table under a line of what is the same for all rows."""
     whole = tables.table(answer)
     columns = list(zip(whole.columns.items(), whole.values, strict=True))[:MOST_COLUMNS]
-    shown = [
-        [_cell(value, kind) for value in values[:MOST_DRAWN]] for (_, kind), values in columns
-    ]
+    shown = [[_cell(value, kind) for value in values[:MOST_DRAWN]] for (_, kind), values in columns]
     told = (f"{name} {_plain(value)}" for name, value in tables.constants(answer).items())
     lines = [
         '<table style="font-size: small">',
