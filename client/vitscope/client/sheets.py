@@ -260,7 +260,7 @@ def changed_images_section(
         changed = f"{image.other_score:.4g} ({image.difference:+.4g})"
         cells.append(Cell(mine[image.row], None, heading, detail))
         cells.append(Cell(theirs[image.row], None, f"in {other}", changed))
-    ranked = f"{len(rows)} images of {how}" if how else f"{len(rows)} images and what they are"
+    ranked = f"{len(rows)} images of {how}" if how else f"{len(rows)} images beside their copies"
     title = f"{found.layer} · channel {found.channel} · {ranked} in {other}"
     note = _note(client, index, found.generation)
     return Section(title, cells, note=note, columns=_PAIRS * 2, maps=False)
