@@ -159,10 +159,12 @@ def _table(answer: Answer) -> list[str]:
     columns = list(zip(whole.columns.items(), whole.values, strict=True))[:MOST_COLUMNS]
     shown = [[_cell(value, kind) for value in values[:MOST_DRAWN]] for (_, kind), values in columns]
     told = (f"{name} {_plain(value)}" for name, value in tables.constants(answer).items())
+    heads = "".join(f"<th{_side(kind)}>{_text(name)}</th>" for (name, kind), _ in columns)
+    caption = _text(" · ".join([type(answer).__name__, *told]))
     lines = [
         '<table style="font-size: small">',
-        f"<caption>{_text(' · '.join([type(answer).__name__, *told]))}</caption>",
-        f"<thead><tr>{''.join(f'<th>{_text(name)}</th>' for (name, _), _ in columns)}</tr></thead>",
+        f'<caption style="text-align: left; white-space: nowrap">{caption}</caption>',
+        f"<thead><tr>{heads}</tr></thead>",
         "<tbody>",
         *(f"<tr>{''.join(cells)}</tr>" for cells in zip(*shown, strict=True)),
         "</tbody>",
@@ -179,8 +181,12 @@ def _table(answer: Answer) -> list[str]:
 
 
 def _cell(value: object, kind: str) -> str:
-    side = "left" if kind == "string" else "right"
-    return f'<td style="text-align: {side}">{_text(_plain(value))}</td>'
+    return f"<td{_side(kind)}>{_text(_plain(value))}</td>"
+
+
+def _side(kind: str) -> str:
+    """Text to the left, numbers to the right."""
+    return f' style="text-align: {"left" if kind == "string" else "right"}"'
 
 
 def _plain(value: object) -> str:
