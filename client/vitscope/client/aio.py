@@ -3,12 +3,15 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, SupportsIndex, TypeVar
 
 from google.protobuf.message import Message
 
 from vitscope.client import convert, requests, scores
+from vitscope.client.answer import A, Source, with_source
+from vitscope.client.client import Client
 from vitscope.client.connection import RETRIES, Connection, Retries, Tls, picture_bytes
 from vitscope.client.errors import UsageError, rpc_errors
 from vitscope.client.filters import ImageFilter
@@ -60,6 +63,9 @@ class AsyncClient:
         retries: Retries = RETRIES,
     ) -> None:
         self._connection = Connection(address, timeout, tls, token, retries)
+        self._another: Callable[[], Client] = partial(
+            Client, address, timeout=timeout, tls=tls, token=token, retries=retries
+        )
         try:
             asyncio.get_running_loop()
         except RuntimeError:
@@ -98,6 +104,11 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
+    def _with_source(self, request: Any, answer: A) -> A:
+        """The answer, told where its pictures come from."""
+        other = getattr(request, "other", "")
+        return with_source(answer, Source(self._another, request.index, other))
+
     async def indexes(self) -> list[Index]:
         """As `Client.indexes`."""
         reply = await self._ask(self._stub.ListIndexes, query_pb2.ListIndexesRequest())
@@ -127,7 +138,7 @@ class AsyncClient:
         ranked = requests.Ranked(pooling, k, maps, where, order, band, distinct)
         request = requests.top_images_request(index, layer, channel, ranked)
         reply = await self._ask(self._stub.TopImages, request)
-        return convert.top_images(reply, layer, channel)
+        return self._with_source(request, convert.top_images(reply, layer, channel))
 
     def top_images_of_channels(
         self,
@@ -156,7 +167,7 @@ class AsyncClient:
     ) -> AsyncIterator[TopImages]:
         checked = convert.TopImagesInOrder(layer, channels)
         async for reply in self._each(self._stub.TopImagesOfChannels, request):
-            yield checked.take(reply)
+            yield self._with_source(request, checked.take(reply))
         checked.end()
 
     async def channel_statistics(
@@ -184,7 +195,7 @@ class AsyncClient:
         """As `Client.top_patches`."""
         request = requests.top_patches_request(index, layer, channel, k, where)
         reply = await self._ask(self._stub.TopPatches, request)
-        return convert.top_patches(reply, layer, channel)
+        return self._with_source(request, convert.top_patches(reply, layer, channel))
 
     async def top_channels(
         self,
@@ -250,7 +261,7 @@ class AsyncClient:
             index, layer, channel, box_labels, where, measure, order, k
         )
         reply = await self._ask(self._stub.TopImagesByBox, request)
-        return convert.top_images_by_box(reply, layer, channel)
+        return self._with_source(request, convert.top_images_by_box(reply, layer, channel))
 
     async def patch_maps(
         self,
@@ -262,7 +273,8 @@ class AsyncClient:
         """As `Client.patch_maps`."""
         request = requests.patch_maps_request(index, selectors, encoding)
         replies = [reply async for reply in self._each(self._stub.GetPatchMaps, request)]
-        return convert.patch_maps_stream(replies, selectors)
+        found = convert.patch_maps_stream(replies, selectors)
+        return [self._with_source(request, maps) for maps in found]
 
     async def patch_map_grid(
         self,
@@ -278,22 +290,14 @@ class AsyncClient:
         asked = [(layer, channel, row) for row in rows for channel in channels]
         replies = [reply async for reply in self._each(self._stub.GetPatchMaps, request)]
         [maps] = convert.patch_maps_stream(replies, asked)
-        return maps
+        return self._with_source(request, maps)
 
     async def patch_map(
         self, layer: str, channel: SupportsIndex, row: SupportsIndex, *, index: str = ""
     ) -> PatchMap:
         """As `Client.patch_map`."""
         [maps] = await self.patch_maps([(layer, channel, row)], index=index)
-        return PatchMap(
-            generation=maps.generation,
-            layer=maps.layer,
-            channel=int(maps.channels[0]),
-            row=int(maps.rows[0]),
-            values=maps.values[0],
-            grid=maps.grid,
-            recomputed=maps.recomputed is not None and bool(maps.recomputed[0]),
-        )
+        return convert.one_map(maps)
 
     async def similar_images(
         self,
@@ -307,7 +311,7 @@ class AsyncClient:
         """As `Client.similar_images`."""
         request = requests.similar_images_request(index, layer, row, k, exact)
         reply = await self._ask(self._stub.SimilarImages, request)
-        return convert.similar_images(reply, layer, row)
+        return self._with_source(request, convert.similar_images(reply, layer, row))
 
     async def similar_patches(
         self,
@@ -323,7 +327,7 @@ class AsyncClient:
         """As `Client.similar_patches`."""
         request = requests.similar_patches_request(index, layer, row, patch, k, other_images, exact)
         reply = await self._ask(self._stub.SimilarPatches, request)
-        return convert.similar_patches(reply, layer, row, patch)
+        return self._with_source(request, convert.similar_patches(reply, layer, row, patch))
 
     async def top_images_along(
         self,
@@ -341,7 +345,7 @@ class AsyncClient:
             index, layer, direction, measure, pooling, k, where
         )
         reply = await self._ask(self._stub.TopImagesAlongDirection, request)
-        return convert.top_images_along(reply, layer, measure, pooling)
+        return self._with_source(request, convert.top_images_along(reply, layer, measure, pooling))
 
     async def directions(self, layer: str = "", *, index: str = "") -> Directions:
         """As `Client.directions`."""
@@ -385,7 +389,7 @@ class AsyncClient:
             index, other, layer, channel, pooling, where, order, k
         )
         reply = await self._ask(self._stub.CompareImages, request)
-        return convert.changed_images(reply, layer, channel)
+        return self._with_source(request, convert.changed_images(reply, layer, channel))
 
     async def scores(
         self,
@@ -448,7 +452,7 @@ class AsyncClient:
             include_maps,
         )
         reply = await self._ask(self._stub.AnalyzeImage, request)
-        return convert.analyzed_image(reply, maps, include_maps)
+        return self._with_source(request, convert.analyzed_image(reply, maps, include_maps))
 
     async def images(
         self, rows: Sequence[SupportsIndex], *, pictures: bool = True, index: str = ""

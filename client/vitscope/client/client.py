@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from types import TracebackType
-from typing import Self, SupportsIndex, TypeVar
+from typing import Any, Self, SupportsIndex, TypeVar
 
 from google.protobuf.message import Message
 
 from vitscope.client import convert, requests, scores
+from vitscope.client.answer import A, Source, with_source
 from vitscope.client.connection import RETRIES, Connection, Retries, Tls, picture_bytes
 from vitscope.client.errors import rpc_errors
 from vitscope.client.filters import ImageFilter
@@ -72,6 +74,9 @@ class Client:
         self._told = connection.told
         self._stub = ActivationServiceStub(channel)
         self._close = channel.close
+        self._another: Callable[[], Client] = partial(
+            Client, address, timeout=timeout, tls=tls, token=token, retries=retries
+        )
 
     def _ask(self, method: Callable[..., _T], request: Message) -> _T:
         with rpc_errors(self._name):
@@ -95,6 +100,11 @@ class Client:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _with_source(self, request: Any, answer: A) -> A:
+        """The answer, told where its pictures come from."""
+        other = getattr(request, "other", "")
+        return with_source(answer, Source(self._another, request.index, other))
 
     def indexes(self) -> list[Index]:
         """The indexes that the server holds, without their layers."""
@@ -143,7 +153,7 @@ class Client:
         ranked = requests.Ranked(pooling, k, maps, where, order, band, distinct)
         request = requests.top_images_request(index, layer, channel, ranked)
         reply = self._ask(self._stub.TopImages, request)
-        return convert.top_images(reply, layer, channel)
+        return self._with_source(request, convert.top_images(reply, layer, channel))
 
     def top_images_of_channels(
         self,
@@ -178,7 +188,7 @@ class Client:
     ) -> Iterator[TopImages]:
         checked = convert.TopImagesInOrder(layer, channels)
         for reply in self._each(self._stub.TopImagesOfChannels, request):
-            yield checked.take(reply)
+            yield self._with_source(request, checked.take(reply))
         checked.end()
 
     def channel_statistics(
@@ -217,7 +227,7 @@ class Client:
         """
         request = requests.top_patches_request(index, layer, channel, k, where)
         reply = self._ask(self._stub.TopPatches, request)
-        return convert.top_patches(reply, layer, channel)
+        return self._with_source(request, convert.top_patches(reply, layer, channel))
 
     def top_channels(
         self,
@@ -314,7 +324,7 @@ class Client:
             index, layer, channel, box_labels, where, measure, order, k
         )
         reply = self._ask(self._stub.TopImagesByBox, request)
-        return convert.top_images_by_box(reply, layer, channel)
+        return self._with_source(request, convert.top_images_by_box(reply, layer, channel))
 
     def patch_maps(
         self,
@@ -335,7 +345,8 @@ class Client:
         """
         request = requests.patch_maps_request(index, selectors, encoding)
         replies = list(self._each(self._stub.GetPatchMaps, request))
-        return convert.patch_maps_stream(replies, selectors)
+        found = convert.patch_maps_stream(replies, selectors)
+        return [self._with_source(request, maps) for maps in found]
 
     def patch_map_grid(
         self,
@@ -357,7 +368,7 @@ class Client:
         asked = [(layer, channel, row) for row in rows for channel in channels]
         replies = list(self._each(self._stub.GetPatchMaps, request))
         [maps] = convert.patch_maps_stream(replies, asked)
-        return maps
+        return self._with_source(request, maps)
 
     def patch_map(
         self, layer: str, channel: SupportsIndex, row: SupportsIndex, *, index: str = ""
@@ -369,15 +380,7 @@ class Client:
         Raises `NotKeptError` for a map that the index did not keep.
         """
         [maps] = self.patch_maps([(layer, channel, row)], index=index)
-        return PatchMap(
-            generation=maps.generation,
-            layer=maps.layer,
-            channel=int(maps.channels[0]),
-            row=int(maps.rows[0]),
-            values=maps.values[0],
-            grid=maps.grid,
-            recomputed=maps.recomputed is not None and bool(maps.recomputed[0]),
-        )
+        return convert.one_map(maps)
 
     def similar_images(
         self,
@@ -399,7 +402,7 @@ class Client:
         """
         request = requests.similar_images_request(index, layer, row, k, exact)
         reply = self._ask(self._stub.SimilarImages, request)
-        return convert.similar_images(reply, layer, row)
+        return self._with_source(request, convert.similar_images(reply, layer, row))
 
     def similar_patches(
         self,
@@ -423,7 +426,7 @@ class Client:
         """
         request = requests.similar_patches_request(index, layer, row, patch, k, other_images, exact)
         reply = self._ask(self._stub.SimilarPatches, request)
-        return convert.similar_patches(reply, layer, row, patch)
+        return self._with_source(request, convert.similar_patches(reply, layer, row, patch))
 
     def top_images_along(
         self,
@@ -450,7 +453,7 @@ class Client:
             index, layer, direction, measure, pooling, k, where
         )
         reply = self._ask(self._stub.TopImagesAlongDirection, request)
-        return convert.top_images_along(reply, layer, measure, pooling)
+        return self._with_source(request, convert.top_images_along(reply, layer, measure, pooling))
 
     def directions(self, layer: str = "", *, index: str = "") -> Directions:
         """The directions that the server has beside an index, of a layer or of all."""
@@ -505,7 +508,7 @@ class Client:
             index, other, layer, channel, pooling, where, order, k
         )
         reply = self._ask(self._stub.CompareImages, request)
-        return convert.changed_images(reply, layer, channel)
+        return self._with_source(request, convert.changed_images(reply, layer, channel))
 
     def scores(
         self,
@@ -594,7 +597,7 @@ class Client:
             include_maps,
         )
         reply = self._ask(self._stub.AnalyzeImage, request)
-        return convert.analyzed_image(reply, maps, include_maps)
+        return self._with_source(request, convert.analyzed_image(reply, maps, include_maps))
 
     def images(
         self, rows: Sequence[SupportsIndex], *, pictures: bool = True, index: str = ""

@@ -36,6 +36,7 @@ class LocalClient(Client):
         self._name = self._names(paths)
         self._told = {}
         self._close = lambda: None
+        self._another = lambda: self
 
     @staticmethod
     def _names(paths: Sequence[Path]) -> str:

@@ -16,7 +16,7 @@ from vitscope.client.errors import UsageError
 from vitscope.client.filters import ImageFilter
 from vitscope.client.local import open_local
 from vitscope.client.requests import POOLINGS
-from vitscope.client.results import Image, ScoredChannel, ScoredImage, ScoredPatch
+from vitscope.client.results import ScoredChannel, ScoredImage, ScoredPatch
 from vitscope.client.text import table
 
 DEFAULT_SERVER = "127.0.0.1:50051"
@@ -360,11 +360,6 @@ def channels_json(channels: Iterable[ScoredChannel]) -> list[dict[str, object]]:
         | ({} if channel.percentile is None else {"percentile": channel.percentile})
         for channel in channels
     ]
-
-
-def display_name(image: ScoredImage | Image) -> str:
-    """What to call an image in a caption: its label, else its key."""
-    return image.label or image.key
 
 
 def report_written(path: Path) -> None:
