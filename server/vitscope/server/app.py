@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from vitscope.server.errors import StartError
+from vitscope.server.guard import Guard, GuardOptions
 from vitscope.server.liveoptions import LiveOptions
 from vitscope.server.queries.model import LiveModel
 from vitscope.server.service import ActivationService
@@ -44,6 +45,8 @@ class Settings:
     threads: int = os.cpu_count() or 1
     live: LiveOptions | None = None
     """Whether and how to run the models of the indexes."""
+    guard: GuardOptions = field(default_factory=GuardOptions)
+    """Who may ask, and over what."""
 
 
 def open_indexes(paths: Sequence[Path]) -> dict[str, Generation]:
@@ -74,6 +77,7 @@ def load_live(
 
 async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM; calls `ready` with the address once it accepts calls."""
+    guard = Guard(settings.guard)
     generations = open_indexes(settings.indexes)
     # Before FAISS, which has to come after torch.
     live = load_live(generations, settings.live) if settings.live else {}
@@ -83,15 +87,17 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
     with ThreadPoolExecutor(settings.threads, "vitscope-query", prepare) as executor:
         # Off, or a second server on the port would silently take half of the calls.
         options = [("grpc.so_reuseport", 0)]
-        server = aio.server(interceptors=[StatusInterceptor()], options=options)
+        interceptors = [*guard.interceptors(), StatusInterceptor()]
+        server = aio.server(interceptors=interceptors, options=options)
         service = ActivationService(generations, executor, live)
         service_pb2_grpc.add_ActivationServiceServicer_to_server(service, server)
         checks = await _add_health(server)
         if settings.reflection:
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
-        address = _bind(server, settings.listen)
+        address = _bind(server, settings.listen, guard)
         stopped = _stop_event()
+        guard.follow_signals()
         await server.start()
         ready(address)
         await stopped.wait()
@@ -107,14 +113,14 @@ async def _add_health(server: aio.Server) -> Any:
     return checks
 
 
-def _bind(server: aio.Server, listen: str) -> str:
+def _bind(server: aio.Server, listen: str, guard: Guard) -> str:
     host, _, port = listen.rpartition(":")
     if not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
         raise StartError(f"--listen {listen!r} is not HOST:PORT, such as 127.0.0.1:50051.")
     bound = 0
     if _can_bind(host.strip("[]"), int(port)):
         with suppress(RuntimeError):
-            bound = server.add_insecure_port(listen)
+            bound = guard.add_port(server, listen)
     if not bound:
         raise StartError(
             f"Cannot listen on {listen}: the port is in use or the host is not this machine's; "

@@ -11,7 +11,13 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc import aio
 
-from vitscope.server.errors import InvalidArgumentError, NotFoundError, NotKeptHereError
+from vitscope.server.errors import (
+    InvalidArgumentError,
+    NotFoundError,
+    NotKeptHereError,
+    OverRateError,
+    UnauthenticatedError,
+)
 from vitscope.store.errors import DamagedIndexError, NotReadError
 
 _log = logging.getLogger("vitscope.server")
@@ -20,6 +26,8 @@ CODES: dict[type[Exception], grpc.StatusCode] = {
     InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
     NotFoundError: grpc.StatusCode.NOT_FOUND,
     NotKeptHereError: grpc.StatusCode.FAILED_PRECONDITION,
+    UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
+    OverRateError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DamagedIndexError: grpc.StatusCode.DATA_LOSS,
     NotReadError: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
