@@ -119,8 +119,10 @@ def test_indexes_may_come_from_each_source(tmp_path: Path) -> None:
     environ = {"VITSCOPE_SERVE_CONFIG": str(path), "VITSCOPE_SERVE_GRACE": ""}
     values, _ = resolved([], environ)
     assert (values.indexes, values.grace) == ([Path("a"), Path("b")], 10.0)
-    with pytest.raises(SystemExit):
-        resolved([])
+    for arguments in ([], ["--config", str(path)]):
+        path.write_text("indexes = []\n")
+        with pytest.raises(SystemExit):
+            resolved(arguments)
 
 
 @pytest.mark.parametrize(

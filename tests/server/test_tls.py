@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import ssl
 from collections.abc import Callable
@@ -158,6 +159,15 @@ def test_a_certificate_that_is_replaced_serves_new_connections(
     log = server.errors.read_text()
     assert "is not the key of --tls-cert" in log
     assert "Traceback" not in log
+    assert server.terminate() == 0
+
+
+def test_a_hangup_does_not_end_a_server_with_tls(
+    synthetic: Synthetic, serve: Serve, authority: Authority, pair: Pair
+) -> None:
+    server = serve(synthetic.path, options=pair.options)
+    server.process.send_signal(signal.SIGHUP)
+    assert name_over(authority.channel(server.address)) == "zoo"
     assert server.terminate() == 0
 
 

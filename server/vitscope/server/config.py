@@ -86,9 +86,9 @@ class Options:
         values |= environment | flags
         for key, option in self._known.items():
             if key not in values:
-                if option.required and not args.print_config:
-                    self._parser.error(f"the following arguments are required: {option.required}")
                 values[key] = list(option.default or []) if option.many else option.default
+            if option.required and not values[key] and not args.print_config:
+                self._parser.error(f"the following arguments are required: {option.required}")
         return argparse.Namespace(**values)
 
     def to_toml(self, values: argparse.Namespace) -> str:

@@ -61,10 +61,14 @@ class Guard:
         return server.add_insecure_port(listen)
 
     def follow_signals(self) -> None:
-        """Read the tokens again at every SIGHUP."""
-        if self._tokens:
+        """Read the tokens again at every SIGHUP; certificates are looked at by every connection."""
+        if self._tls or self._tokens:
             loop = asyncio.get_running_loop()
-            loop.add_signal_handler(signal.SIGHUP, self._tokens.reload)
+            loop.add_signal_handler(signal.SIGHUP, self._reload)
+
+    def _reload(self) -> None:
+        if self._tokens:
+            self._tokens.reload()
 
     def _check_plain(self, listen: str) -> None:
         if not _exposed(listen):

@@ -60,7 +60,7 @@ class Tls:
         self._stamp = stamp
         try:
             loaded = _load(self._files)
-        except StartError as error:
+        except (StartError, OSError) as error:
             # Also seen between the writing of a certificate and of its key.
             _log.error("%s The certificate stays as it was.", error)
             return None
