@@ -51,14 +51,24 @@ class Guard:
         return [TokenInterceptor(self._tokens)] if self._tokens else []
 
     def add_port(self, server: aio.Server, listen: str) -> int:
-        """Open the port and give its number.
-
-        Raises `StartError` where others would reach it without TLS, and what gRPC raises.
-        """
+        """Open the port and give its number; raises what `check_address` and gRPC raise."""
         if self._tls:
             return server.add_secure_port(listen, self._tls.credentials())
-        self._check_plain(listen)
+        self.check_address(listen)
+        if _exposed(listen):
+            _log.warning(
+                "--insecure: %s go from %s over the network in the clear.", self._what, listen
+            )
         return server.add_insecure_port(listen)
+
+    def check_address(self, listen: str) -> None:
+        """Raise `StartError` where other machines would reach an address without TLS."""
+        if self._tls or self._insecure or not _exposed(listen):
+            return
+        raise StartError(
+            f"--listen {listen} is reached from other machines, and {self._what} would go over the "
+            "network in the clear; give --tls-cert and --tls-key, or --insecure to allow it."
+        )
 
     def follow_signals(self) -> None:
         """Read the tokens again at every SIGHUP; certificates are looked at by every connection."""
@@ -70,16 +80,9 @@ class Guard:
         if self._tokens:
             self._tokens.reload()
 
-    def _check_plain(self, listen: str) -> None:
-        if not _exposed(listen):
-            return
-        what = "tokens and answers" if self._tokens else "answers"
-        if not self._insecure:
-            raise StartError(
-                f"--listen {listen} is reached from other machines, and {what} would go over the "
-                "network in the clear; give --tls-cert and --tls-key, or --insecure to allow it."
-            )
-        _log.warning("--insecure: %s go from %s over the network in the clear.", what, listen)
+    @property
+    def _what(self) -> str:
+        return "tokens and answers" if self._tokens else "answers"
 
 
 def _tls_files(options: GuardOptions) -> TlsFiles | None:
@@ -97,7 +100,11 @@ def _tls_files(options: GuardOptions) -> TlsFiles | None:
 def _exposed(listen: str) -> bool:
     """Whether an address HOST:PORT is reached from other machines."""
     host = listen.rpartition(":")[0].strip("[]")
-    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        # Nobody can listen there.
+        return False
     return not all(_is_loopback(str(address[0])) for *_, address in found)
 
 
