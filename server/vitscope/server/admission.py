@@ -8,6 +8,7 @@ everybody wait. A refused caller is told when to come again, as gRPC's retries u
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -53,6 +54,17 @@ def limits_of(cores: int, in_hand: Mapping[str, int]) -> dict[Cost, Limits]:
             raise StartError(f"--in-hand {cost}={count} cannot be; give at least 1.")
         limits[cost] = Limits(min(usual.threads, count), count)
     return limits
+
+
+def in_hand_from(text: str) -> dict[str, int]:
+    """What `light=64,scan=4` says; raises `StartError` where it is no such text."""
+    found: dict[str, int] = {}
+    for part in text.split(",") if text else ():
+        name, _, number = (each.strip() for each in part.partition("="))
+        if not name or not re.fullmatch("[0-9]{1,9}", number):
+            raise StartError(f"--in-hand has {part!r}, which is no CLASS=N, such as light=64.")
+        found[name] = int(number)
+    return found
 
 
 class Gate:

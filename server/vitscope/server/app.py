@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection
 
 from vitscope.server.admission import Gates, limits_of
 from vitscope.server.errors import StartError
+from vitscope.server.guard import Guard, GuardOptions
 from vitscope.server.listening import cannot_listen, free_address, host_and_port
 from vitscope.server.liveoptions import LiveOptions
 from vitscope.server.metrics import Metrics, prepare_metrics, serve_metrics
@@ -47,6 +48,8 @@ class Settings:
     threads: int = os.cpu_count() or 1
     live: LiveOptions | None = None
     """Whether and how to run the models of the indexes."""
+    guard: GuardOptions = field(default_factory=GuardOptions)
+    """Who may ask, and over what."""
     in_hand: Mapping[str, int] = field(default_factory=dict)
     """Calls of a class that are answered or wait, where it is not the usual number."""
     metrics: str = ""
@@ -79,6 +82,8 @@ def start(settings: Settings, workers: int, ready: Callable[[str], None]) -> Non
     """
     if not 1 <= workers <= _MOST_WORKERS:
         raise StartError(f"--workers {workers} cannot be; give 1 to {_MOST_WORKERS}.")
+    # Before anything is opened or started.
+    Guard(settings.guard).check_address(settings.listen)
     if settings.metrics:
         prepare_metrics(several=workers > 1)
     if workers == 1:
@@ -93,6 +98,7 @@ def start(settings: Settings, workers: int, ready: Callable[[str], None]) -> Non
 
 async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM; calls `ready` with the address once it accepts calls."""
+    guard = Guard(settings.guard)
     if not (settings.follow == 0 or 0.05 <= settings.follow < float("inf")):
         raise StartError("--follow is a number of seconds from 0.05 on, or 0 for never.")
     paths = index_paths(settings.indexes)
@@ -107,15 +113,17 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
         options = [("grpc.so_reuseport", int(settings.shared_port))]
         metrics = Metrics() if settings.metrics else None
         ended = metrics.ended if metrics else None
-        server = aio.server(interceptors=[StatusInterceptor(ended)], options=options)
+        interceptors = [*guard.interceptors(), StatusInterceptor(ended)]
+        server = aio.server(interceptors=interceptors, options=options)
         service: Any = ActivationService(served, gates)
         service_pb2_grpc.add_ActivationServiceServicer_to_server(service, server)
         checks = await _add_health(server, paths)
         if settings.reflection:
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
-        address = _bind(server, settings)
+        address = _bind(server, settings, guard)
         stopped = _stop_event()
+        guard.follow_signals()
         await server.start()
         ready(address)
         tasks = [asyncio.create_task(served.follow(settings.follow or float("inf")))]
@@ -137,13 +145,13 @@ async def _add_health(server: aio.Server, names: Iterable[str]) -> Any:
     return checks
 
 
-def _bind(server: aio.Server, settings: Settings) -> str:
+def _bind(server: aio.Server, settings: Settings, guard: Guard) -> str:
     host, port = host_and_port("--listen", settings.listen)
     bound = 0
     # The parent of several workers has asked already, and keeps the port.
     if settings.shared_port or free_address(host.strip("[]"), port):
         with suppress(RuntimeError):
-            bound = server.add_insecure_port(settings.listen)
+            bound = guard.add_port(server, settings.listen)
     if not bound:
         raise cannot_listen(settings.listen)
     return f"{host}:{bound}"

@@ -4,7 +4,8 @@
     ├── InvalidArgumentError      a value that the field cannot take
     ├── NotFoundError             no such index, layer, channel or row
     ├── NotKeptHereError          the index is sound but did not keep what was asked for
-    └── OverloadedError           the server has as much in hand as it takes at a time
+    ├── UnauthenticatedError      no token, or none that the server knows
+    └── OverloadedError           more than the server, or the token, takes at a time
     StartError                    the server cannot start
 
 Every message is one sentence that names the field or thing and the mend; none carries a path.
@@ -25,6 +26,10 @@ class NotFoundError(QueryError):
 
 class NotKeptHereError(QueryError):
     """FAILED_PRECONDITION on the wire."""
+
+
+class UnauthenticatedError(QueryError):
+    """UNAUTHENTICATED on the wire."""
 
 
 class OverloadedError(QueryError):

@@ -19,6 +19,7 @@ from vitscope.server.errors import (
     NotFoundError,
     NotKeptHereError,
     OverloadedError,
+    UnauthenticatedError,
 )
 from vitscope.store.errors import DamagedIndexError, NotReadError
 
@@ -28,6 +29,7 @@ CODES: dict[type[Exception], grpc.StatusCode] = {
     InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
     NotFoundError: grpc.StatusCode.NOT_FOUND,
     NotKeptHereError: grpc.StatusCode.FAILED_PRECONDITION,
+    UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
     OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DamagedIndexError: grpc.StatusCode.DATA_LOSS,
     NotReadError: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -130,6 +132,13 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str] | None:
     return None if code is None else (code, str(error))
 
 
+def pushback_of(error: Exception) -> tuple[tuple[str, str], ...]:
+    """Trailing metadata that say when to come again, as gRPC's retries understand them (gRFC A6)."""
+    if isinstance(error, OverloadedError):
+        return (("grpc-retry-pushback-ms", str(error.pushback_ms)),)
+    return ()
+
+
 async def _abort(context: aio.ServicerContext[Any, Any], error: Exception) -> None:
     if isinstance(error, aio.AbortError):
         raise error
@@ -143,8 +152,4 @@ async def _abort(context: aio.ServicerContext[Any, Any], error: Exception) -> No
     code, sentence = status
     if code is grpc.StatusCode.DATA_LOSS:
         _log.error("%s", sentence)
-    trailing: tuple[tuple[str, str], ...] = ()
-    if isinstance(error, OverloadedError):
-        # Of gRPC's retries (gRFC A6): clients wait so long, and do not count on their own.
-        trailing = (("grpc-retry-pushback-ms", str(error.pushback_ms)),)
-    await context.abort(code, sentence, trailing)
+    await context.abort(code, sentence, pushback_of(error))

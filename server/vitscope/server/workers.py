@@ -71,6 +71,9 @@ class _Parent:
         signal.set_wakeup_fd(wake)
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, self._stop)
+        if self._settings.guard.has_files:
+            # Workers look themselves whether these files have changed.
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
             if self._settings.metrics:
                 serve_metrics(self._settings.metrics)
