@@ -133,7 +133,7 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str] | None:
 
 
 def pushback_of(error: Exception) -> tuple[tuple[str, str], ...]:
-    """Trailing metadata that say when to come again, as gRPC's retries understand them (gRFC A6)."""
+    """Trailing metadata that say when to come again, as gRPC retries understand (gRFC A6)."""
     if isinstance(error, OverloadedError):
         return (("grpc-retry-pushback-ms", str(error.pushback_ms)),)
     return ()
