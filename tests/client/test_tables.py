@@ -46,19 +46,15 @@ KINDS = sorted(EXPECTED, key=lambda kind: kind.__name__)
 DTYPES = dict.fromkeys(("channel", "rank", "hubs", "y", "x", "depth", "channels"), "int32")
 DTYPES |= dict.fromkeys(("width", "height", "maps_per_channel", "count"), "int32")
 DTYPES |= dict.fromkeys(("row", "images", "inside_images"), "int64")
-DTYPES |= dict.fromkeys(("highest", "other_score"), "float16")
+DTYPES |= dict.fromkeys(("highest", "other_score"), "float32")
 DTYPES |= dict.fromkeys(("x0", "y0", "x1", "y1"), "float32")
 TEXTS = {"key", "label", "layer", "prefix", "poolings", "reason", "name"}
-STORED = {"TopImages", "TopPatches", "ChangedImages"}
-"""Whose `score` is an activation, not a cosine or a mean."""
 
 
 def dtype(kind: type[Answer], name: str) -> str:
     """The type of a column, as NumPy calls it."""
-    if name == "score":
-        return "float16" if kind.__name__ in STORED else "float32"
-    if name[0] in "cq" and name[1:].replace(".", "").isdigit():
-        return "float16" if name[0] == "c" else "float32"
+    if name == "score" or (name[0] in "cq" and name[1:].replace(".", "").isdigit()):
+        return "float32"
     if name == "difference" and kind.__name__ == "ChangedImages":
         return "float32"
     if name in TEXTS:
@@ -118,7 +114,14 @@ def test_a_frame_is_what_parquet_gives_back(
     line = f"export table {line} --server {pair_server} --index one --out {out}"
     assert main(line.split()) == 0
     with Client(pair_server) as client:
-        assert_frame_equal(tables.to_pandas(ask(client, "one")), pandas.read_parquet(out))
+        assert_frame_equal(
+            tables.to_pandas(ask(client, "one")), in_floats(pandas.read_parquet(out))
+        )
+
+
+def in_floats(frame: pandas.DataFrame) -> pandas.DataFrame:
+    """With float32 for float16."""
+    return frame.astype({name: "float32" for name in frame.select_dtypes("float16")})
 
 
 def test_scores_have_the_columns_of_their_export(
@@ -127,7 +130,7 @@ def test_scores_have_the_columns_of_their_export(
     out = tmp_path / "out.parquet"
     line = f"export scores --layer {OTHER} --server {pair_server} --index one --out {out}"
     assert main(line.split()) == 0
-    exported = pandas.read_parquet(out).drop(columns=["key", "label"])
+    exported = in_floats(pandas.read_parquet(out).drop(columns=["key", "label"]))
     with Client(pair_server) as client:
         assert_frame_equal(client.scores(OTHER, index="one").to_pandas(), exported)
         twice = client.scores(OTHER, [3, 3], index="one")

@@ -143,7 +143,9 @@ def _is_constant(value: object) -> bool:
 
 
 def _dtype(values: Any, kind: str) -> Any:
-    """NumPy's integers know no gaps."""
+    """As pandas can have it: NumPy's integers know no gaps, and floats of 16 bits no index."""
+    if kind == "halffloat":
+        return np.float32
     return np.float64 if kind.startswith("int") and isinstance(values, list) else _DTYPES[kind]
 
 
