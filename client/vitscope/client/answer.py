@@ -47,8 +47,9 @@ class Answer(Brief):
         frame = client.top_images("blocks.5.mlp", 7).to_pandas()
         frame.attrs["layer"]  # what is the same for all rows
 
-        Columns have the names and types of `vitscope export table`, where that has them, but float32
-        for float16; of several answers `tables.to_pandas` makes one frame. Raises `UsageError` where pandas is missing.
+        Columns have the names and types of `vitscope export table`, where that has them, but
+        float32 for float16; of several answers `tables.to_pandas` makes one frame. Raises
+        `UsageError` where pandas is missing.
         """
         from vitscope.client import tables
 
