@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import grpc
@@ -35,18 +35,27 @@ def quick(attempts: int) -> Retries:
 class Failing:
     """Fails with a status so many times, and then answers; notes what it was told."""
 
-    def __init__(self, code: StatusCode, times: int) -> None:
+    def __init__(self, code: StatusCode, times: int, pushback_ms: int | None = None) -> None:
         self._code = code
+        self._pushback = pushback_ms
         self._left = times
         self.calls = 0
         self.told: list[dict[str, Any]] = []
 
-    def list_indexes(self, request: pb.ListIndexesRequest, context: Any) -> Any:
+    def analyze_image(self, request: pb.AnalyzeImageRequest, context: Any) -> Any:
+        """Fail or answer."""
+        self.list_indexes(None, context)
+        return pb.AnalyzeImageResponse()
+
+    def list_indexes(self, request: Any, context: Any) -> Any:
         """Fail or answer."""
         self.calls += 1
         self.told.append(dict(context.invocation_metadata()))
         if self._left:
             self._left -= 1
+            if self._pushback is not None:
+                pushback = (("grpc-retry-pushback-ms", str(self._pushback)),)
+                context.set_trailing_metadata(pushback)
             context.abort(self._code, "Not now.")
         return pb.ListIndexesResponse()
 
@@ -54,18 +63,26 @@ class Failing:
 @contextmanager
 def serving(service: Failing) -> Iterator[str]:
     server = grpc.server(ThreadPoolExecutor(2))
-    handler = grpc.unary_unary_rpc_method_handler(
-        service.list_indexes,
-        request_deserializer=pb.ListIndexesRequest.FromString,
-        response_serializer=pb.ListIndexesResponse.SerializeToString,
-    )
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        "ListIndexes": grpc.unary_unary_rpc_method_handler(
+            service.list_indexes,
+            request_deserializer=pb.ListIndexesRequest.FromString,
+            response_serializer=pb.ListIndexesResponse.SerializeToString,
+        ),
+        "AnalyzeImage": grpc.unary_unary_rpc_method_handler(
+            service.analyze_image,
+            request_deserializer=pb.AnalyzeImageRequest.FromString,
+            response_serializer=pb.AnalyzeImageResponse.SerializeToString,
+        ),
+    }
     name = "vitscope.v1.ActivationService"
-    handlers = {"ListIndexes": handler}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    yield f"127.0.0.1:{port}"
-    server.stop(None).wait()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait()
 
 
 @pytest.mark.parametrize("code", [StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED])
@@ -93,6 +110,34 @@ def test_so_often_and_no_more(code: StatusCode, kind: type, attempts: int) -> No
         with Client(address, retries=quick(attempts)) as client, pytest.raises(kind):
             client.indexes()
         assert service.calls == attempts
+
+
+def test_a_large_request_is_tried_again_too() -> None:
+    service = Failing(StatusCode.RESOURCE_EXHAUSTED, 1)
+    with serving(service) as address, Client(address, retries=quick(2)) as client:
+        client.analyze_image(bytes(2_000_000))
+    assert service.calls == 2
+
+
+def test_a_server_may_forbid_to_try_again() -> None:
+    service = Failing(StatusCode.RESOURCE_EXHAUSTED, 1, pushback_ms=-1)
+    with serving(service) as address, Client(address, retries=quick(5)) as client:
+        with pytest.raises(OverloadedError):
+            client.indexes()
+        assert service.calls == 1
+        assert client.indexes() == []
+
+
+def test_one_replica_without_room_is_borne() -> None:
+    full, idle = Failing(StatusCode.RESOURCE_EXHAUSTED, 10**6, 10), Failing(StatusCode.OK, 0)
+    with serving(full) as first, serving(idle) as second, Client([first, second]) as client:
+        while not (full.calls and idle.calls):
+            # Until both are connected.
+            with suppress(OverloadedError):
+                client.indexes()
+        for _ in range(200):
+            assert client.indexes() == []
+    assert full.calls > 50
 
 
 def test_a_refusal_is_not_tried_again() -> None:
@@ -143,6 +188,10 @@ def test_a_replica_that_is_not_there_is_passed_over(synthetic_server: str) -> No
         (lambda: Connection("127.0.0.1:1", token=""), "without blanks"),
         (lambda: Retries(attempts=0), "give 1 to 5"),
         (lambda: Retries(attempts=6), "give 1 to 5"),
+        (lambda: Retries(attempts=True), "give 1 to 5"),
+        (lambda: Retries(first_wait=0.001), "of 0.01 to 3600 seconds"),
+        (lambda: Connection("127.0.0.1:1", timeout=1e7), "1,000,000 at most"),
+        (lambda: Connection(["a:1", "b:1"], tls=Tls()), "one name that all their certificates"),
         (lambda: Retries(first_wait=3.0), "in that order"),
         (lambda: Retries(longest_wait=float("inf")), "in that order"),
         (lambda: Tls(certificate="c.pem"), "go together"),
@@ -155,6 +204,15 @@ def test_a_replica_that_is_not_there_is_passed_over(synthetic_server: str) -> No
 def test_what_cannot_be_is_said_beforehand(make: Callable[[], object], word: str) -> None:
     with pytest.raises(UsageError, match=word):
         make()
+
+
+def test_servers_that_are_not_there_are_named() -> None:
+    none = r"^None of the servers 127.0.0.1:1, 127.0.0.1:2 answers"
+    with (
+        Client(["127.0.0.1:1", "127.0.0.1:2"]) as client,
+        pytest.raises(UnavailableError, match=none),
+    ):
+        client.indexes()
 
 
 def test_a_token_is_not_shown() -> None:

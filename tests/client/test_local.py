@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 from collections.abc import Iterator
@@ -93,6 +94,28 @@ def test_what_is_no_index(tmp_path: Path, synthetic: Synthetic) -> None:
             open_local(*paths)
 
 
+def test_a_client_that_is_closed_lets_its_generation_go(synthetic_copy: Path) -> None:
+    def in_use() -> bool:
+        [manifest] = synthetic_copy.glob("generations/*/manifest.json")
+        with manifest.open("r+b") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    client = open_local(synthetic_copy)
+    answer = client.top_images("blocks.0.mlp", 4, k=2)
+    assert in_use()
+    client.close()
+    assert not in_use()
+    with pytest.raises(UsageError, match="This client is closed"):
+        client.index()
+    # An answer looks again for its pictures, and keeps nothing.
+    assert "<img" in answer._repr_html_()
+    assert not in_use()
+
+
 def test_damage_is_found(synthetic_copy: Path) -> None:
     with open_local(synthetic_copy) as client:
         for path in synthetic_copy.rglob("scores_mean/c/*/*"):
@@ -109,5 +132,9 @@ def test_the_command_reads_a_folder(
     assert main([*line, "--json", "--local", str(synthetic.path)]) == 0
     rows = [image["row"] for image in json.loads(capsys.readouterr().out)["images"]]
     assert rows == [row for row, _ in synthetic.ranking("blocks.0.mlp", "mean", 4)[:3]]
+    other = shutil.copytree(synthetic.path, tmp_path / "other")
+    pair = ["--local", str(synthetic.path), "--local", str(other)]
+    assert main(["compare", "other", "--index", "zoo", "--layer", "blocks.0.mlp", *pair]) == 0
+    capsys.readouterr()
     assert main([*line, "--local", str(tmp_path)]) == 4
     assert capsys.readouterr().err.endswith("`vitscope index` makes one.\n")

@@ -16,7 +16,7 @@ from client.truth import PLAIN, WIDE
 from pandas.testing import assert_frame_equal
 
 import vitscope.client
-from vitscope.client import Client, TopChannels, TopImages, UsageError, results, tables
+from vitscope.client import Client, ImageFilter, TopChannels, TopImages, UsageError, results, tables
 from vitscope.client.answer import Answer, source_of
 from vitscope.client.cli import main
 
@@ -159,6 +159,16 @@ def test_an_answer_of_nothing_has_an_empty_frame(client: Client) -> None:
     )
 
 
+def test_maps_of_which_none_is_kept(pair_server: str) -> None:
+    with Client(pair_server) as client:
+        ranked = client.top_images(OTHER, 3, k=70 - 5, index="one").images
+        where = ImageFilter(rows=[image.row for image in ranked[-4:]])
+        maps = client.top_images(OTHER, 3, k=4, maps=True, where=where, index="one").maps
+    assert maps is not None
+    assert len(maps.rows) == len(maps.to_pandas()) == 0
+    assert "<table" in maps._repr_html_()
+
+
 def test_what_makes_no_frame(client: Client) -> None:
     with pytest.raises(UsageError, match="one or more answers, all of one kind"):
         tables.to_pandas([])
@@ -172,7 +182,7 @@ def test_without_pandas_a_sentence_names_it(synthetic_server: str) -> None:
     code = f"""
 import sys
 sys.modules["pandas"] = None
-from vitscope.client import Client, UsageError
+from vitscope.client import Client, ImageFilter, UsageError
 with Client({synthetic_server!r}) as client:
     top = client.top_images({WIDE!r}, 4, k=2)
 assert "<img" in top._repr_html_()

@@ -141,7 +141,8 @@ def test_a_token_used_too_often_is_told_when_to_come_back(channel: grpc.Channel)
     check_sentence(caught.value.details() or "")
     assert "3 calls an hour are used up" in (caught.value.details() or "")
     trailing = dict(caught.value.trailing_metadata() or ())
-    assert 0 < int(trailing["grpc-retry-pushback-ms"]) <= 1_200_000
+    # Nobody waits for twenty minutes within a call.
+    assert trailing["grpc-retry-pushback-ms"] == "-1"
     # Others are not held up, nor are checks.
     assert index_name(stub, TOKEN) == "zoo"
     health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=60)

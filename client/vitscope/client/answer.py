@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -28,7 +28,8 @@ class Brief:
 class Source:
     """Where the pictures of an answer come from."""
 
-    connect: Callable[[], Client]
+    # It has the token.
+    connect: Callable[[], Client] = field(repr=False)
     index: str
     other: str = ""
     """The second of two indexes that were compared."""

@@ -18,12 +18,16 @@ _ADDRESS = re.compile(
     r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\s:/,\[\]]+):(?P<port>[0-9]{1,5})",
 )
 _TOKEN = re.compile(r"[\x21-\x7e]+")
+_LONGEST = 1_000_000
+"""Seconds; deadlines far beyond overflow in gRPC."""
 _SERVICE = "vitscope.v1.ActivationService"
 _OPTIONS = [
     # An answer that ranks very many images may pass gRPC's 4 MiB.
     ("grpc.max_receive_message_length", 64 << 20),
     # HOST:PORT is dialled as it stands, whatever http_proxy says.
     ("grpc.enable_http_proxy", 0),
+    # A request beyond this is not tried again, and a picture is beyond gRPC's 256 KiB.
+    ("grpc.per_rpc_retry_buffer_size", 4 << 20),
 ]
 
 
@@ -80,11 +84,12 @@ class Retries:
     longest_wait: float = 2.0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.attempts <= 5:
+        if type(self.attempts) is not int or not 1 <= self.attempts <= 5:
             raise UsageError(f"{self.attempts} attempts cannot be; give 1 to 5.")
-        if not 0.001 <= self.first_wait <= self.longest_wait <= 3600:
+        # gRPC forgets an attempt that is due in the same millisecond.
+        if not 0.01 <= self.first_wait <= self.longest_wait <= 3600:
             raise UsageError(
-                "Waits between attempts run from first_wait to longest_wait, of 0.001 to 3600 "
+                "Waits between attempts run from first_wait to longest_wait, of 0.01 to 3600 "
                 "seconds; give them in that order."
             )
 
@@ -119,9 +124,16 @@ class Connection:
             raise UsageError(
                 "There is no server address; write HOST:PORT, such as 127.0.0.1:50051."
             )
-        if not 0 < self.timeout < float("inf"):
+        if not 0 < self.timeout <= _LONGEST:
             raise UsageError(
-                f"A timeout of {self.timeout} seconds cannot be; give a positive number."
+                f"A timeout of {self.timeout} seconds cannot be; give a positive number, "
+                f"{_LONGEST:,} at most."
+            )
+        if self.tls and not self.tls.server_name and len(set(map(_host, self.addresses))) > 1:
+            # gRPC holds the certificates of all against one name.
+            raise UsageError(
+                "Replicas over TLS need one name that all their certificates have; give it as "
+                "Tls(server_name=…)."
             )
         if self.token is not None and not _TOKEN.fullmatch(self.token):
             raise UsageError("A token has letters, digits and signs without blanks; give it whole.")
@@ -176,8 +188,9 @@ class Connection:
 
     def _options(self) -> list[tuple[str, Any]]:
         config: dict[str, Any] = {
-            # Of calls in flight, about so many may be tried again while few succeed: no storms.
-            "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.1},
+            # No storms at a server that fails, but one replica of two without room is borne. With a
+            # decimal point: gRPC takes 1 for a thousandth.
+            "retryThrottling": {"maxTokens": 100, "tokenRatio": 1.0},
         }
         method: dict[str, Any] = {"name": [{"service": _SERVICE}]}
         if self.retries.attempts > 1:
@@ -188,8 +201,7 @@ class Connection:
             config["loadBalancingConfig"] = [{"round_robin": {}}]
             config["healthCheckConfig"] = {"serviceName": _SERVICE}
             # Of numbers no certificate speaks.
-            host = _host(self.addresses[0])
-            options.append(("grpc.default_authority", host))
+            options.append(("grpc.default_authority", _host(self.addresses[0])))
         if self.tls and self.tls.server_name:
             options.append(("grpc.ssl_target_name_override", self.tls.server_name))
         return [*options, ("grpc.service_config", json.dumps(config))]

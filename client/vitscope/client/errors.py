@@ -123,10 +123,7 @@ EXCEPTIONS: dict[grpc.StatusCode, type[VitscopeError]] = {
 
 # What is said in place of, or around, the text that came with the status.
 _SENTENCES: dict[type[VitscopeError], Callable[[str, str], str]] = {
-    UnavailableError: lambda address, _: (
-        f"No vitscope server answers at {address}; "
-        f"start one with `vitscope serve INDEX --listen {address}`."
-    ),
+    UnavailableError: lambda address, details: _unavailable(address, details),
     DeadlineError: lambda address, _: (
         f"The server at {address} did not answer in time; allow more with a longer timeout."
     ),
@@ -137,6 +134,20 @@ _SENTENCES: dict[type[VitscopeError], Callable[[str, str], str]] = {
     CancelledError: lambda address, _: f"The call to {address} was cancelled before its answer.",
     ServerError: lambda address, details: f"The server at {address} failed: {details}",
 }
+
+
+def _unavailable(address: str, details: str) -> str:
+    if any(word in details for word in ("handshake", "erification", "VERIFY")):
+        return (
+            f"What answers at {address} does not do so over the TLS that was asked for "
+            f"({details.rstrip('.')}); check the certificates, and the name in the server's."
+        )
+    if ", " in address:
+        return f"None of the servers {address} answers; start one with `vitscope serve INDEX`."
+    return (
+        f"No vitscope server answers at {address}; "
+        f"start one with `vitscope serve INDEX --listen {address}`."
+    )
 
 
 def from_status(code: grpc.StatusCode, details: str, address: str) -> VitscopeError:

@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from google.protobuf.message import Message
 
@@ -15,13 +16,22 @@ _GROUP = "vitscope.local"
 _T = TypeVar("_T")
 
 
+class _Closed:
+    """In place of the indexes, once they were let go of."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        raise UsageError("This client is closed; open the index again.")
+
+
 class LocalClient(Client):
     """A `Client` that reads the indexes itself; made by `open_local`."""
 
     def __init__(self, *paths: Path) -> None:
-        [point] = entry_points(group=_GROUP)
+        points = list(entry_points(group=_GROUP))
+        if not points:
+            raise UsageError("This installation has no part that opens indexes; install it anew.")
         try:
-            self._stub = point.load()(*paths)
+            self._stub = points[0].load()(*paths)
         except ModuleNotFoundError as error:
             raise _missing(error) from None
         except OSError as error:
@@ -35,8 +45,12 @@ class LocalClient(Client):
             raise LocalIndexError(str(error)) from None
         self._name = self._names(paths)
         self._told = {}
-        self._close = lambda: None
-        self._another = lambda: self
+        self._close = self._let_go
+        # Anew, so that an answer keeps no generation from being pruned.
+        self._another = partial(open_local, *paths)
+
+    def _let_go(self) -> None:
+        self._stub = cast(Any, _Closed())
 
     @staticmethod
     def _names(paths: Sequence[Path]) -> str:

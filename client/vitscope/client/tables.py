@@ -347,6 +347,8 @@ def _patches(columns: Columns, patches: Sequence[results.ScoredPatch]) -> Table:
 
 def _maps(rows: Sequence[int], channels: Sequence[int], values: np.ndarray[Any, Any]) -> Table:
     """A row for each map: its highest activation, and the patch that has it."""
+    if not len(values):
+        return _table(_MAPS, [])
     finite = np.where(np.isnan(values), -np.inf, values).reshape(len(values), -1)
     places = zip(*np.unravel_index(finite.argmax(1), values.shape[1:]), strict=True)
     lines = [

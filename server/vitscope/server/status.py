@@ -36,6 +36,8 @@ CODES: dict[type[Exception], grpc.StatusCode] = {
 }
 
 
+_LONGEST_WAIT_MS = 5_000
+
 Ended = Callable[[str, str, float], None]
 """Is told of every call that ended: its method, the name of its status, its seconds."""
 
@@ -135,7 +137,9 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str] | None:
 def pushback_of(error: Exception) -> tuple[tuple[str, str], ...]:
     """Trailing metadata that say when to come again, as gRPC retries understand (gRFC A6)."""
     if isinstance(error, OverloadedError):
-        return (("grpc-retry-pushback-ms", str(error.pushback_ms)),)
+        # A call that slept for longer would only fail later; less than none is not at all.
+        wait = error.pushback_ms if error.pushback_ms <= _LONGEST_WAIT_MS else -1
+        return (("grpc-retry-pushback-ms", str(wait)),)
     return ()
 
 

@@ -35,7 +35,9 @@ def add_server(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--local",
         metavar="FOLDER",
-        help="ask the index in this folder, without a server",
+        action="append",
+        default=[],
+        help="ask the index in this folder, or in several, without a server",
     )
     _add_trust(parser)
     parser.add_argument(
@@ -70,8 +72,8 @@ def _add_trust(parser: argparse.ArgumentParser) -> None:
 
 def connect(args: argparse.Namespace) -> Client:
     """The client that `add_server`'s arguments describe."""
-    if args.local is not None:
-        return open_local(args.local)
+    if args.local:
+        return open_local(*args.local)
     files = {"roots": args.tls_ca, "certificate": args.tls_cert, "key": args.tls_key}
     tls = None
     if args.tls or args.tls_name or any(files.values()):
