@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import signal
@@ -10,15 +11,17 @@ import subprocess
 import time
 from collections.abc import Callable
 from functools import partial
+from multiprocessing import Pipe
 from pathlib import Path
 
 import grpc
 import pytest
-from synthetic import VITSCOPE, ServerProcess, Synthetic, run_vitscope
+from permissions import locked, public_folder
+from synthetic import VITSCOPE, ServerProcess, Synthetic, build, run_vitscope
 
 from vitscope.server.app import Settings
 from vitscope.server.tokens import line_of, new_token
-from vitscope.server.workers import _Parent
+from vitscope.server.workers import _Parent, _work
 from vitscope.v1 import query_pb2 as pb
 from vitscope.v1.service_pb2_grpc import ActivationServiceStub
 
@@ -168,6 +171,16 @@ def test_a_reload_is_passed_on_to_all(synthetic: Synthetic, serve: Serve, tmp_pa
         server.process.send_signal(signal.SIGHUP)
         wait_for(partial(has_said, server, "Tokens were read again; there are 1.", 2 * times))
     assert server.terminate() == 0
+
+
+def test_a_file_that_a_worker_may_not_read_is_told_by_its_name() -> None:
+    told, tells = Pipe(duplex=False)
+    with public_folder() as folder:
+        path = build(folder / "zoo").path
+        with locked(path / "CURRENT"):
+            _work(Settings(indexes=[path], listen="127.0.0.1:0"), tells, logging.WARNING)
+    said = told.recv()
+    assert (type(said), said.filename) == (PermissionError, str(path / "CURRENT"))
 
 
 def test_workers_do_not_outlive_their_parent(synthetic: Synthetic, serve: Serve) -> None:
