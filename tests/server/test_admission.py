@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -17,9 +19,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from server.refusals import check_sentence
 from synthetic import ServerProcess, Synthetic, build, run_vitscope
 
-from vitscope.server.admission import PUSHBACK_MS, Gate, Limits
+from vitscope.server.admission import PUSHBACK_MS, Gate, Gates, Limits, limits_of
 from vitscope.server.errors import OverloadedError
-from vitscope.server.going import check_caller
+from vitscope.server.going import CallerGoneError, check_caller
+from vitscope.server.served import Served, index_paths
+from vitscope.server.service import ActivationService
 from vitscope.v1 import query_pb2 as pb
 from vitscope.v1.service_pb2_grpc import ActivationServiceStub
 
@@ -97,6 +101,81 @@ def test_a_call_that_was_given_up_is_in_hand_until_its_thread_notices() -> None:
         hold.set()
         await settled(lambda: one.in_hand == 0)
         one.close()
+
+    asyncio.run(run())
+
+
+def test_an_end_gives_up_what_is_in_hand() -> None:
+    begun, noticed = Event(), Event()
+
+    def long() -> None:
+        begun.set()
+        limit = time.monotonic() + PATIENCE
+        try:
+            while time.monotonic() < limit:
+                check_caller()
+                time.sleep(0.001)
+        except CallerGoneError:
+            noticed.set()
+            raise
+
+    async def run() -> None:
+        one = gate(1, 2)
+        # The second one never gets its thread.
+        calls = [asyncio.create_task(one.run(long)) for _ in range(2)]
+        await settled(begun.is_set)
+        one.close()
+        assert noticed.is_set()
+        done = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(each) for each in done] == [CallerGoneError, asyncio.CancelledError]
+
+    asyncio.run(run())
+
+
+def test_what_is_not_taken_up_is_not_in_hand() -> None:
+    async def run() -> None:
+        one = gate(1, 1)
+        one.close()
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="shutdown"):
+                await one.run(lambda: 1)
+            assert one.in_hand == 0
+
+    asyncio.run(run())
+
+
+def test_so_many_streams_are_open_and_no_more() -> None:
+    one = gate(1, 2)
+    with ExitStack() as streams:
+        for _ in range(16):
+            streams.enter_context(one.stream())
+        with pytest.raises(OverloadedError, match="has 16 streams of the class 'scan' open"):
+            streams.enter_context(one.stream())
+    assert (one.streams, one.refused) == (0, 1)
+    with pytest.raises(ZeroDivisionError), one.stream():
+        _ = 1 // 0
+    assert one.streams == 0
+    one.close()
+
+
+def test_a_stream_is_open_until_its_end_or_its_callers(synthetic: Synthetic) -> None:
+    async def run() -> None:
+        with closing(Gates(limits_of(1, {"scan": 1}), lambda: None)) as gates:
+            service: Any = ActivationService(Served(index_paths([synthetic.path])), gates)
+            asked = pb.GetScoresRequest(layer="blocks.0.mlp")
+            streams = [service.GetScores(asked, None) for _ in range(8)]
+            for each in streams:
+                await anext(each)
+            # None of them is in hand, but they are open.
+            assert (gates["scan"].in_hand, gates["scan"].streams) == (0, 8)
+            with pytest.raises(OverloadedError):
+                await anext(service.GetScores(asked, None))
+            await streams.pop().aclose()
+            last = service.GetScores(asked, None)
+            assert len([each async for each in last]) > 0
+            for each in streams:
+                await each.aclose()
+            assert gates["scan"].streams == 0
 
     asyncio.run(run())
 

@@ -29,6 +29,10 @@ DEFAULTS: dict[str, Any] = {
     "checkpoint": [],
     "device": "",
     "threads": None,
+    "workers": 1,
+    "in_hand": "",
+    "metrics": "",
+    "follow": 1.0,
 }
 # Neither a flag's dashes nor a list's bracket, and not empty, which the environment cannot say.
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(
@@ -44,6 +48,10 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "checkpoint": st.lists(TEXTS, min_size=1, max_size=3),
     "device": TEXTS,
     "threads": st.integers(1, 1000),
+    "workers": st.integers(1, 1000),
+    "in_hand": TEXTS,
+    "metrics": TEXTS,
+    "follow": st.floats(0, 1e9),
 }
 SOURCE = st.fixed_dictionaries({}, optional=VALUES)
 
@@ -143,6 +151,12 @@ def test_indexes_may_come_from_each_source(tmp_path: Path) -> None:
         ("tls_cert = ['x']", "tls_cert in --config"),
         ("indexes = 'x'", "it has to be a list of texts"),
         ("indexes = [1]", "it has to be a list of texts"),
+        (f"grace = {'1' * 5000}", "has a number of too many digits"),
+        (f"x = {'[' * 5000}", "too many lists in lists"),
+        (f"workers = 0x{'f' * 5000}", "it has to be a whole number."),
+        (f"listen = 0x{'f' * 5000}", "is 'a number of too many digits'; it has to be a text"),
+        (r'tls_cert = "a\u0000b"', "has a NUL character; take it out."),
+        (r'indexes = ["a\u0000b"]', "has a NUL character; take it out."),
         ("grace = ", "is not TOML; mend it: "),
         ("\udcff", "is not UTF-8"),
         (None, "cannot be read (No such file or directory)"),
@@ -167,6 +181,9 @@ def test_files_that_say_it_wrongly(tmp_path: Path, text: str | None, sentence: s
         ("REFLECTION", "maybe", "it has to be true or false."),
         ("INDEXES", "[1]", "it has to be a list of texts"),
         ("INDEXES", "[", "it has to be a list of texts"),
+        ("INDEXES", "[" * 5000, "it has to be a list of texts"),
+        ("INDEXES", f"[{'1' * 5000}]", "it has to be a list of texts"),
+        ("WORKERS", "1" * 5000, "it has to be a whole number."),
         ("TLS_CERTS", "x", "did you mean VITSCOPE_SERVE_TLS_CERT?"),
         ("grace", "1", "sets 'VITSCOPE_SERVE_grace', which is no option; "),
     ],

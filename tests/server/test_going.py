@@ -97,6 +97,28 @@ def test_work_ends_where_its_caller_leaves(
     assert asyncio.run(run())
 
 
+def test_work_ends_where_the_server_does() -> None:
+    async def run() -> bool:
+        with closing(Gates(limits_of(1, {}), lambda: None)) as gates:
+            service: Any = Endless(gates)
+            server = grpc.aio.server()
+            service_pb2_grpc.add_ActivationServiceServicer_to_server(service, server)
+            port = server.add_insecure_port("127.0.0.1:0")
+            await server.start()
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                stub: Any = service_pb2_grpc.ActivationServiceStub(channel)
+                # The second one waits for the thread.
+                calls = [stub.ListIndexes(pb.ListIndexesRequest()) for _ in range(2)]
+                await asyncio.to_thread(service.begun.wait, _PATIENCE)
+                await server.stop(0.1)
+                done = await asyncio.gather(*calls, return_exceptions=True)
+                assert [type(each) for each in done] == [grpc.aio.AioRpcError] * 2
+        ended: bool = service.ended.is_set()
+        return ended
+
+    assert asyncio.run(run())
+
+
 def test_work_that_waits_for_its_caller_goes_on() -> None:
     run_for(Event(), check_caller)
     check_caller()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import threading
@@ -13,12 +14,15 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from server.refusals import check_start_error
 from synthetic import ServerProcess, Synthetic, build
 
+from vitscope.server.served import Served, index_paths
 from vitscope.store.generation import open_generation
 from vitscope.store.prune import prune
 from vitscope.v1 import query_pb2 as pb
@@ -67,6 +71,11 @@ def publish(index: Path, name: str) -> None:
 
 def served(stub: ActivationServiceStub) -> str:
     return stub.GetIndex(pb.GetIndexRequest(), timeout=PATIENCE).index.generation
+
+
+def publish_and_wait(index: Path, name: str, stub: ActivationServiceStub) -> None:
+    publish(index, name)
+    wait_for(lambda: served(stub) == name)
 
 
 def wait_for(what: Callable[[], bool]) -> None:
@@ -234,13 +243,70 @@ def test_a_pointer_that_is_none_changes_nothing(pair: Pair, serve: Serve) -> Non
 
 
 def test_without_following_the_first_generation_stays(pair: Pair, serve: Serve) -> None:
-    server = serve(pair.path, options=("--follow", "0"))
-    with grpc.insecure_channel(server.address) as channel:
-        stub = ActivationServiceStub(channel)
-        publish(pair.path, pair.names[1])
-        for _ in range(10):
+    server, follower = (serve(pair.path, options=("--follow", each)) for each in ("0", "0.05"))
+    with (
+        grpc.insecure_channel(server.address) as channel,
+        grpc.insecure_channel(follower.address) as other,
+    ):
+        stub, following = ActivationServiceStub(channel), ActivationServiceStub(other)
+        for name in reversed(pair.names):
+            publish_and_wait(pair.path, name, following)
             assert served(stub) == pair.names[0]
-            time.sleep(0.02)
+            assert "is served, after" not in server.errors.read_text()
+
+
+def test_a_generation_without_all_of_its_files_is_no_start(pair: Pair) -> None:
+    cut_a_file(pair.path / "generations" / pair.names[0])
+    assert f"{LAYER}.faiss" in check_start_error([pair.path, "--listen", "127.0.0.1:0"], 4)
+
+
+def test_what_failed_waits_and_another_does_not(
+    pair: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old, new = pair.names
+    folder = pair.path / "generations" / new
+    whole = shutil.copytree(folder, tmp_path / "whole")
+    third = build(tmp_path / "third" / "zoo", seed=2, rows=42)
+    shutil.copytree(
+        third.path / "generations" / third.generation,
+        pair.path / "generations" / third.generation,
+    )
+    indexes = Served(index_paths([pair.path]))
+    cut_a_file(folder)
+    publish(pair.path, new)
+    assert indexes.renew(3600.0) == []
+    shutil.rmtree(folder)
+    whole.rename(folder)
+    assert indexes.renew(3600.0) == []
+    # Whatever was wrong with the one that is served again is over.
+    publish(pair.path, old)
+    assert indexes.renew(3600.0) == []
+    cut_a_file(folder)
+    publish(pair.path, new)
+    assert indexes.renew(3600.0) == []
+    assert caplog.text.count("cannot be served") == 2
+    publish(pair.path, third.generation)
+    assert indexes.renew(3600.0) == ["zoo"]
+    assert indexes.current["zoo"].generation.name == third.generation
+
+
+def test_a_bug_of_ours_does_not_end_the_following(
+    pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = []
+
+    def load(generations: object) -> dict[str, Any]:
+        asked.append(generations)
+        if len(asked) in (2, 3):
+            raise ZeroDivisionError("as it happens")
+        return {}
+
+    indexes = Served(index_paths([pair.path]), load)
+    publish(pair.path, pair.names[1])
+    with caplog.at_level(logging.INFO, "vitscope.server"):
+        assert [indexes.renew() for _ in range(3)] == [[], [], ["zoo"]]
+    assert caplog.text.count("cannot be served: as it happens") == 1
+    assert caplog.text.count("Traceback") == 1
 
 
 def test_what_was_loaded_is_loaded_beforehand(pair: Pair) -> None:

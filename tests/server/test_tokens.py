@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import sleep
@@ -16,7 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from hypothesis import given
 from hypothesis import strategies as st
 from server.refusals import check_sentence, check_start_error, refused
-from synthetic import ServerProcess, Synthetic, run_vitscope
+from synthetic import VITSCOPE, ServerProcess, Synthetic, run_vitscope
 
 from vitscope.server.errors import OverloadedError, StartError, UnauthenticatedError
 from vitscope.server.tokens import LOOK_SECONDS, Bucket, Rate, TokenFile, line_of
@@ -327,3 +328,12 @@ def test_a_rate_goes_on_over_a_change_of_the_file(tmp_path: Path) -> None:
     assert tokens.admit(SLOW) == "slow"
     with pytest.raises(StartError):
         TokenFile(file)
+
+
+def test_a_line_that_cannot_be_written_shows_no_token() -> None:
+    command = [str(VITSCOPE), "token", "ada"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 6
+    assert "The token's line cannot be written (No space left on device)" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import resource
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Callable
 from functools import partial
+from multiprocessing import Pipe
 from pathlib import Path
 
 import grpc
 import pytest
-from synthetic import ServerProcess, Synthetic, run_vitscope
+from permissions import locked, public_folder
+from synthetic import VITSCOPE, ServerProcess, Synthetic, build, run_vitscope
 
+from vitscope.server.app import Settings
+from vitscope.server.tokens import line_of, new_token
+from vitscope.server.workers import _Parent, _work
 from vitscope.v1 import query_pb2 as pb
 from vitscope.v1.service_pb2_grpc import ActivationServiceStub
 
@@ -25,6 +33,11 @@ PATIENCE = 60.0
 
 def workers_of(server: ServerProcess) -> list[int]:
     """Processes that were started by the server to serve."""
+    return children_of(server.process.pid)
+
+
+def children_of(parent: int) -> list[int]:
+    """Workers of a process."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -32,7 +45,7 @@ def workers_of(server: ServerProcess) -> list[int]:
             line = (entry / "cmdline").read_text()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if int(status[1]) == server.process.pid and "spawn_main" in line:
+        if int(status[1]) == parent and "spawn_main" in line:
             found.append(int(entry.name))
     return sorted(found)
 
@@ -42,6 +55,14 @@ def wait_for(what: Callable[[], bool]) -> None:
     while not what():
         assert time.monotonic() < limit
         time.sleep(0.02)
+
+
+def has_started(parent: int, many: int) -> bool:
+    return len(children_of(parent)) >= many
+
+
+def has_said(server: ServerProcess, what: str, times: int) -> bool:
+    return server.errors.read_text().count(what) == times
 
 
 def has_another(server: ServerProcess, victim: int) -> bool:
@@ -97,6 +118,71 @@ def test_ctrl_c_in_a_terminal_reaches_all_and_ends_all(synthetic: Synthetic, ser
     assert "Traceback" not in server.errors.read_text()
 
 
+def test_ctrl_c_at_the_start_is_not_lost(synthetic: Synthetic) -> None:
+    command = [str(VITSCOPE), "serve", str(synthetic.path), "--listen", "127.0.0.1:0"]
+    for many in (1, 3):
+        with subprocess.Popen(
+            [*command, "--workers", "3"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as server:
+            wait_for(partial(has_started, server.pid, many))
+            server.send_signal(signal.SIGINT)
+            _, errors = server.communicate(timeout=PATIENCE)
+        assert (server.returncode, errors) == (0, b"")
+
+
+def test_a_signal_without_a_name_ends_a_worker_alone(synthetic: Synthetic, serve: Serve) -> None:
+    server = serve(synthetic.path, options=("--workers", "2"))
+    victim = workers_of(server)[0]
+    os.kill(victim, signal.SIGRTMIN + 6)
+    wait_for(partial(has_another, server, victim))
+    assert "ended by itself (killed by Real-time signal 6)" in server.errors.read_text()
+    assert server.terminate() == 0
+
+
+def test_a_worker_that_the_system_has_no_room_for_is_tried_again(
+    synthetic: Synthetic, serve: Serve
+) -> None:
+    server = serve(synthetic.path, options=("--workers", "2"))
+    victim, parent = workers_of(server)[0], server.process.pid
+    _, most = before = resource.prlimit(parent, resource.RLIMIT_NOFILE)
+    resource.prlimit(parent, resource.RLIMIT_NOFILE, (6, most))
+    os.kill(victim, signal.SIGKILL)
+    sentence = "cannot be started (Too many open files); it is tried again"
+    wait_for(lambda: sentence in server.errors.read_text())
+    resource.prlimit(parent, resource.RLIMIT_NOFILE, before)
+    wait_for(partial(has_another, server, victim))
+    assert "Traceback" not in server.errors.read_text()
+    assert server.terminate() == 0
+
+
+def test_pauses_grow_to_the_longest_and_end_with_what_served() -> None:
+    parent = _Parent(Settings(indexes=[]), 1)
+    pauses = [parent._later(0, 0.0) for _ in range(2000)]
+    assert pauses == sorted(pauses)
+    assert (pauses[0], pauses[-1]) == (0.2, 30.0)
+    assert parent._later(0, 11.0) == 0.1
+
+
+def test_a_reload_is_passed_on_to_all(synthetic: Synthetic, serve: Serve, tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text(line_of("ada", new_token()) + "\n")
+    server = serve(synthetic.path, options=("--workers", "2", "--tokens", str(tokens)))
+    for times in (1, 2):
+        server.process.send_signal(signal.SIGHUP)
+        wait_for(partial(has_said, server, "Tokens were read again; there are 1.", 2 * times))
+    assert server.terminate() == 0
+
+
+def test_a_file_that_a_worker_may_not_read_is_told_by_its_name() -> None:
+    told, tells = Pipe(duplex=False)
+    with public_folder() as folder:
+        path = build(folder / "zoo").path
+        with locked(path / "CURRENT"):
+            _work(Settings(indexes=[path], listen="127.0.0.1:0"), tells, logging.WARNING)
+    said = told.recv()
+    assert (type(said), said.filename) == (PermissionError, str(path / "CURRENT"))
+
+
 def test_workers_do_not_outlive_their_parent(synthetic: Synthetic, serve: Serve) -> None:
     server = serve(synthetic.path, options=("--workers", "2"))
     there = workers_of(server)
@@ -123,6 +209,13 @@ def test_what_cannot_start_is_one_sentence(tmp_path: Path, synthetic: Synthetic)
         ([tmp_path, *listen, "--workers", "2"], 4, "is not an index"),
         ([synthetic.path, *listen, "--workers", "0"], 6, "--workers 0 cannot be"),
         ([synthetic.path, "--listen", "nowhere", "--workers", "2"], 6, "is not HOST:PORT"),
+        ([synthetic.path, "--listen", "::1:0", "--workers", "2"], 6, "write brackets around it"),
+        ([synthetic.path, "--listen", "::1:0"], 6, "write brackets around it"),
+        ([synthetic.path, *listen, "--grace", "inf", "--workers", "2"], 6, "--grace inf cannot be"),
+        ([synthetic.path, *listen, "--grace", "nan"], 6, "--grace nan cannot be"),
+        ([synthetic.path, *listen, "--grace", "1e300"], 6, "--grace 1e+300 cannot be"),
+        ([synthetic.path, *listen, "--grace", "-1"], 6, "--grace -1.0 cannot be"),
+        ([synthetic.path, *listen, "--follow", "nan"], 6, "--follow is a number"),
     ]
     for arguments, code, word in cases:
         done = run_vitscope("serve", *arguments)

@@ -11,7 +11,7 @@ import asyncio
 import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from threading import Event
@@ -22,6 +22,9 @@ from vitscope.server.going import run_for
 from vitscope.server.questions import Cost
 
 _T = TypeVar("_T")
+
+_STREAMS = 8
+"""Open streams for each call that may be in hand: most wait for their callers to read."""
 
 PUSHBACK_MS: Mapping[Cost, int] = {"light": 20, "scan": 500, "model": 1_000}
 """After how long a refused caller may come again: about as long as an answer takes."""
@@ -34,6 +37,11 @@ class Limits:
     threads: int
     in_hand: int
     """Calls that are being answered or wait for a thread."""
+
+    @property
+    def streams(self) -> int:
+        """Streams that may be open, in hand or between two of their parts."""
+        return _STREAMS * self.in_hand
 
 
 def limits_of(cores: int, in_hand: Mapping[str, int]) -> dict[Cost, Limits]:
@@ -75,7 +83,11 @@ class Gate:
         self.cost = cost
         self.limits = limits
         self.in_hand = 0
+        self.streams = 0
+        """That are open."""
         self.refused = 0
+        self._given_up: set[Event] = set()
+        """Of the work in hand; set where nobody waits for it any more."""
         self._executor = ThreadPoolExecutor(limits.threads, f"vitscope-{cost}", prepare)
 
     async def run(self, work: Callable[[], _T], *, again: bool = False) -> _T:
@@ -85,39 +97,69 @@ class Gate:
         part of a stream, which was let in before and is not refused.
         """
         if self.in_hand >= self.limits.in_hand and not again:
-            self.refused += 1
-            raise OverloadedError(
-                f"The server has {self.in_hand} calls of the class {self.cost!r} in hand, as many "
-                "as it takes at a time; ask again in a moment.",
-                PUSHBACK_MS[self.cost],
+            raise self._too_many(
+                f"The server has {self.in_hand} calls of the class {self.cost!r} in hand"
             )
-        self.in_hand += 1
         gone = Event()
         loop = asyncio.get_running_loop()
         running = self._executor.submit(run_for, gone, work)
+        # Not before: what raises there is not in hand.
+        self.in_hand += 1
+        self._given_up.add(gone)
         try:
             result = await asyncio.wrap_future(running)
         except asyncio.CancelledError:
             # The thread is at it until the work asks for its caller.
             gone.set()
-            running.add_done_callback(partial(self._left, loop))
+            running.add_done_callback(partial(self._left, loop, gone))
             raise
         except BaseException:
-            self.in_hand -= 1
+            self._leave(gone)
             raise
-        self.in_hand -= 1
+        self._leave(gone)
         return result
 
-    def _left(self, loop: asyncio.AbstractEventLoop, _: Future[Any]) -> None:
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """An open stream, from its first part to its last; raises `OverloadedError`.
+
+        Between its parts it is not in hand, and there would be no end of them otherwise.
+        """
+        if self.streams >= self.limits.streams:
+            raise self._too_many(
+                f"The server has {self.streams} streams of the class {self.cost!r} open"
+            )
+        self.streams += 1
+        try:
+            yield
+        finally:
+            self.streams -= 1
+
+    def _too_many(self, what: str) -> OverloadedError:
+        self.refused += 1
+        return OverloadedError(
+            f"{what}, as many as it takes at a time; ask again in a moment.",
+            PUSHBACK_MS[self.cost],
+        )
+
+    def _left(self, loop: asyncio.AbstractEventLoop, gone: Event, _: Future[Any]) -> None:
         # No loop any more at the end of the server.
         with suppress(RuntimeError):
-            loop.call_soon_threadsafe(self._leave)
+            loop.call_soon_threadsafe(self._leave, gone)
 
-    def _leave(self) -> None:
+    def _leave(self, gone: Event) -> None:
         self.in_hand -= 1
+        self._given_up.discard(gone)
+
+    def give_up(self) -> None:
+        """Take no more work, and tell all in hand that nobody waits for it."""
+        for gone in self._given_up:
+            gone.set()
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
     def close(self) -> None:
-        """Wait for work in hand to end."""
+        """Give up work in hand, and wait for it to notice."""
+        self.give_up()
         self._executor.shutdown()
 
 
@@ -134,6 +176,8 @@ class Gates:
         return iter(self._gates.values())
 
     def close(self) -> None:
-        """Wait for all work in hand to end."""
-        for gate in self._gates.values():
+        """Give up all work in hand, and wait for it to notice."""
+        for gate in self:
+            gate.give_up()
+        for gate in self:
             gate.close()

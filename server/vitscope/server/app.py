@@ -32,6 +32,9 @@ from vitscope.store.generation import Generation
 from vitscope.v1 import service_pb2, service_pb2_grpc
 
 _MOST_WORKERS = 256
+_LONGEST_GRACE = 1e6
+HELD_BACK = frozenset((signal.SIGINT, signal.SIGHUP))
+"""Signals that a worker is started without, until it can tell what to make of them."""
 _NOTICE = 0.25
 """Seconds from the news that the server ends to its taking no new call."""
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["ActivationService"].full_name
@@ -84,7 +87,9 @@ def start(settings: Settings, workers: int, ready: Callable[[str], None]) -> Non
     """
     if not 1 <= workers <= _MOST_WORKERS:
         raise StartError(f"--workers {workers} cannot be; give 1 to {_MOST_WORKERS}.")
+    _check_seconds(settings)
     if settings.metrics:
+        settings.guard.check_metrics(settings.metrics)
         prepare_metrics(several=workers > 1)
     if workers == 1:
         if settings.metrics:
@@ -98,9 +103,8 @@ def start(settings: Settings, workers: int, ready: Callable[[str], None]) -> Non
 
 async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM; calls `ready` with the address once it accepts calls."""
+    _check_seconds(settings)
     guard = Guard(settings.guard)
-    if not (settings.follow == 0 or 0.05 <= settings.follow < float("inf")):
-        raise StartError("--follow is a number of seconds from 0.05 on, or 0 for never.")
     paths = index_paths(settings.indexes)
     load = partial(load_live, paths, settings.live) if settings.live else None
     # With the live models, before FAISS, which has to come after torch.
@@ -113,7 +117,7 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
         options = [("grpc.so_reuseport", int(settings.shared_port))]
         metrics = Metrics() if settings.metrics else None
         ended = metrics.ended if metrics else None
-        interceptors = [*guard.interceptors(), StatusInterceptor(ended)]
+        interceptors = [*guard.interceptors(ended), StatusInterceptor(ended)]
         server = aio.server(interceptors=interceptors, options=options)
         service: Any = ActivationService(served, gates)
         service_pb2_grpc.add_ActivationServiceServicer_to_server(service, server)
@@ -124,6 +128,8 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
         address = _bind(server, settings, guard)
         stopped = _stop_event()
         guard.follow_signals()
+        if multiprocessing.parent_process() is not None:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
         await server.start()
         ready(address)
         tasks = [asyncio.create_task(served.follow(settings.follow or float("inf")))]
@@ -137,6 +143,13 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
         # what comes once it ends.
         await asyncio.sleep(_NOTICE)
         await server.stop(settings.grace)
+
+
+def _check_seconds(settings: Settings) -> None:
+    if not (settings.follow == 0 or 0.05 <= settings.follow < float("inf")):
+        raise StartError("--follow is a number of seconds from 0.05 on, or 0 for never.")
+    if not 0 <= settings.grace <= _LONGEST_GRACE:
+        raise StartError(f"--grace {settings.grace} cannot be; give 0 to {_LONGEST_GRACE:.0f} s.")
 
 
 async def _add_health(server: aio.Server, names: Iterable[str]) -> Any:

@@ -128,6 +128,11 @@ class Options:
             raise StartError(f"--config {path} is not UTF-8, as TOML is; save it so.") from None
         except tomllib.TOMLDecodeError as error:
             raise StartError(f"--config {path} is not TOML; mend it: {error}.") from None
+        except (ValueError, RecursionError):
+            raise StartError(
+                f"--config {path} has a number of too many digits or too many lists in lists; "
+                "take it out."
+            ) from None
         for key in table:
             if key not in self._known:
                 self._unknown(f"--config {path}", key, self._known)
@@ -165,7 +170,7 @@ class _Option:
             return [self._parsed(where, text)]
         try:
             return self.of_toml(where, tomllib.loads(f"many = {text}")["many"])
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             raise self._wrong(where, text) from None
 
     def of_toml(self, where: str, value: Any) -> Any:
@@ -191,9 +196,17 @@ class _Option:
             fits = isinstance(value, (int, float, str))
         if not fits or isinstance(value, bool):
             raise self._wrong(where, value)
-        return self._parsed(where, str(value))
+        try:
+            text = str(value)
+        except ValueError:
+            # Longer than Python writes.
+            raise self._wrong(where, value) from None
+        return self._parsed(where, text)
 
     def _parsed(self, where: str, text: str) -> Any:
+        if "\0" in text:
+            # No flag can have one, and the system takes none.
+            raise StartError(f"{where} has a NUL character; take it out.")
         try:
             value = self.parse(text)
         except (ValueError, TypeError, argparse.ArgumentTypeError):
@@ -211,7 +224,10 @@ class _Option:
             what = 'a list of texts, such as ["a", "b"]'
         else:
             what = _NAMES.get(self.parse, "a text that its flag takes")
-        shown = value if isinstance(value, str) else repr(value)
+        try:
+            shown = value if isinstance(value, str) else repr(value)
+        except ValueError:
+            shown = "a number of too many digits"
         return StartError(f"{where} is {shown[:80]!r}; it has to be {what}.")
 
 

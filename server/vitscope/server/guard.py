@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import signal
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from grpc import aio
 from grpc_health.v1 import health
 
 from vitscope.server.errors import OverloadedError, StartError, UnauthenticatedError
-from vitscope.server.status import CODES, pushback_of
+from vitscope.server.status import CODES, Ended, pushback_of
 from vitscope.server.tls import Tls, TlsFiles
 from vitscope.server.tokens import TokenFile
 
@@ -49,6 +50,16 @@ class GuardOptions:
             "network in the clear; give --tls-cert and --tls-key, or --insecure to allow it."
         )
 
+    def check_metrics(self, listen: str) -> None:
+        """Raise `StartError` where other machines would reach the metrics, which have no TLS."""
+        if self.insecure or not _exposed(listen):
+            return
+        raise StartError(
+            f"--metrics {listen} is reached from other machines, and who asks what would go over "
+            "the network in the clear; give an address of this machine alone, such as "
+            "127.0.0.1:9100, or --insecure to allow it."
+        )
+
     @property
     def what(self) -> str:
         """What goes over the network."""
@@ -65,9 +76,9 @@ class Guard:
         self._tls = Tls(files) if files else None
         self._tokens = TokenFile(options.tokens) if options.tokens else None
 
-    def interceptors(self) -> list[aio.ServerInterceptor]:
-        """Those that go before all others."""
-        return [TokenInterceptor(self._tokens)] if self._tokens else []
+    def interceptors(self, ended: Ended | None = None) -> list[aio.ServerInterceptor]:
+        """Those that go before all others; `ended` is told of the calls that they refuse."""
+        return [TokenInterceptor(self._tokens, ended)] if self._tokens else []
 
     def add_port(self, server: aio.Server, listen: str) -> int:
         """Open the port and give its number; raises what `check_address` and gRPC raise."""
@@ -123,8 +134,9 @@ def _is_loopback(text: str) -> bool:
 class TokenInterceptor(aio.ServerInterceptor):
     """Turns callers without a token of the file away before anything of a request is read."""
 
-    def __init__(self, tokens: TokenFile) -> None:
+    def __init__(self, tokens: TokenFile, ended: Ended | None = None) -> None:
         self._tokens = tokens
+        self._ended = ended
 
     async def intercept_service(
         self,
@@ -134,9 +146,14 @@ class TokenInterceptor(aio.ServerInterceptor):
         """Give the method's handler, or one that refuses."""
         # Supervisors and balancers have no tokens.
         if not handler_call_details.method.startswith(f"/{health.SERVICE_NAME}/"):
+            began = time.perf_counter()
             try:
                 self._tokens.admit(_bearer(handler_call_details))
             except (UnauthenticatedError, OverloadedError) as error:
+                if self._ended:
+                    method = handler_call_details.method.rpartition("/")[2]
+                    code = CODES[type(error)].name
+                    self._ended(method, code, time.perf_counter() - began)
                 return _refusing(error)
         return await continuation(handler_call_details)
 

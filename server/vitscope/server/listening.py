@@ -15,6 +15,12 @@ def host_and_port(flag: str, text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     if not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
         raise StartError(f"{flag} {text!r} is not HOST:PORT, such as 127.0.0.1:50051.")
+    if ":" in host and not re.fullmatch(r"\[[^][]*\]", host):
+        # gRPC would take the port for a part of it.
+        raise StartError(
+            f"{flag} {text!r} has a host with a colon; write brackets around it, such as "
+            "[::1]:50051."
+        )
     return host, int(port)
 
 

@@ -163,17 +163,19 @@ def load(
         )
     ]
     found = {}
-    runner = _RUNNER
-    for name, generation in generations.items():
-        checkpoint, data, split = (each.get(name) for each in given)
-        try:
-            # By its thread, so that no other has helpers of torch.
-            making = runner.submit(
-                _load, name, generation, checkpoint, data, split, options, runner
-            )
-            found[name] = making.result()
-        except IndexingError as error:
-            raise StartError(f"There is no live model of the index {name!r}: {error}") from error
+    # In a thread that ends, and its helpers of torch with it: forwards of what is served go on.
+    with ThreadPoolExecutor(1, "vitscope-load") as loader:
+        for name, generation in generations.items():
+            checkpoint, data, split = (each.get(name) for each in given)
+            try:
+                making = loader.submit(
+                    _load, name, generation, checkpoint, data, split, options, _RUNNER
+                )
+                found[name] = making.result()
+            except IndexingError as error:
+                raise StartError(
+                    f"There is no live model of the index {name!r}: {error}"
+                ) from error
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 
@@ -10,3 +11,10 @@ def set_up(level: int = logging.INFO) -> None:
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
     # FAISS tells how it probed the processor.
     logging.getLogger("faiss").setLevel(logging.WARNING)
+    # gRPC has a traceback for every call that comes once the server ends, and is cancelled.
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_cancellation)
+
+
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
+    kind = record.exc_info[0] if record.exc_info else None
+    return kind is None or not issubclass(kind, asyncio.CancelledError)

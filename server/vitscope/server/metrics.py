@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from vitscope.server.errors import StartError
 from vitscope.server.listening import host_and_port
+from vitscope.v1 import service_pb2
 
 if TYPE_CHECKING:
     from vitscope.server.admission import Gates
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _EVERY = 1.0
+_METHODS = service_pb2.DESCRIPTOR.services_by_name["ActivationService"].methods_by_name.keys()
 
 
 class Metrics:
@@ -52,6 +54,8 @@ class Metrics:
 
     def ended(self, method: str, code: str, seconds: float) -> None:
         """A call has ended."""
+        # Callers without a token may name what they like, and each name would be kept.
+        method = method if method in _METHODS else "other"
         self._calls.labels(method, code).inc()
         self._seconds.labels(method).observe(seconds)
 
@@ -65,9 +69,15 @@ class Metrics:
 
 
 def prepare_metrics(*, several: bool) -> None:
-    """Decide where numbers are kept; raises `StartError` where the library is missing."""
+    """Decide where numbers are kept, before the library is loaded; raises `StartError`."""
     if several:
-        folder = tempfile.mkdtemp(prefix="vitscope-metrics-")
+        try:
+            folder = tempfile.mkdtemp(prefix="vitscope-metrics-")
+        except OSError as error:
+            raise StartError(
+                f"--metrics of several workers takes a folder for temporary files "
+                f"({error.strerror}); name one that can be written to with TMPDIR."
+            ) from None
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ[_FOLDER] = folder
     else:
@@ -88,6 +98,11 @@ def serve_metrics(listen: str) -> None:
     except OSError as error:
         raise StartError(
             f"Cannot listen on {listen} ({error.strerror}); choose another with --metrics "
+            "HOST:PORT."
+        ) from None
+    except UnicodeError:
+        raise StartError(
+            f"Cannot listen on {listen} (the host is no name); choose another with --metrics "
             "HOST:PORT."
         ) from None
 

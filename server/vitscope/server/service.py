@@ -43,11 +43,12 @@ class ActivationService:
         gate = self._gates[cost]
         # Each may take a forward, which nobody waits for any more where the caller went away.
         at_once = 1 if cost == "model" else _REPLIES_AT_ONCE
-        replies, some = await gate.run(partial(_begin, answer, at_once))
-        while some:
-            for reply in some:
-                yield reply
-            some = await gate.run(partial(_some, replies, at_once), again=True)
+        with gate.stream():
+            replies, some = await gate.run(partial(_begin, answer, at_once))
+            while some:
+                for reply in some:
+                    yield reply
+                some = await gate.run(partial(_some, replies, at_once), again=True)
 
 
 def _begin(answer: Callable[[], Iterator[Any]], count: int) -> tuple[Iterator[Any], list[Any]]:

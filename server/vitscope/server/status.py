@@ -6,13 +6,14 @@ import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, aclosing, contextmanager
 from functools import partial
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 from grpc import aio
+from grpc_health.v1 import health
 
 from vitscope.server.errors import (
     InvalidArgumentError,
@@ -59,7 +60,10 @@ class StatusInterceptor(aio.ServerInterceptor):
             return handler
         # No deserializer: gRPC would run it outside of `call` and answer UNKNOWN where it raises.
         parse, serialize = handler.request_deserializer, handler.response_serializer
-        timed = partial(_timed, self._ended, handler_call_details.method.rpartition("/")[2])
+        service, _, method = handler_call_details.method.rpartition("/")
+        # Health ends its calls with statuses of its own, and supervisors ask all the time.
+        ended = None if service == f"/{health.SERVICE_NAME}" else self._ended
+        timed = partial(_timed, ended, method)
         if handler.response_streaming:
             # gRPC's own health.Watch is no generator: it writes its replies to the context.
             generator = inspect.isasyncgenfunction(handler.unary_stream)
@@ -110,9 +114,11 @@ def _single(method: Callable[..., Any], parse: Callable[[bytes], Any], timed: _T
 def _streaming(method: Callable[..., Any], parse: Callable[[bytes], Any], timed: _Timed) -> Any:
     async def call(data: bytes, context: aio.ServicerContext[Any, Any]) -> Any:
         try:
-            with timed():
-                async for reply in method(_request(parse, data), context):
-                    yield reply
+            # Closed at once where the caller goes away: it counts as open until then.
+            async with aclosing(method(_request(parse, data), context)) as replies:
+                with timed():
+                    async for reply in replies:
+                        yield reply
         except Exception as error:
             await _abort(context, error)
 

@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="",
         metavar="CLASS=N,…",
         help="calls of a class (light, scan, model) that may be answered or wait at a time, in "
-        "each process; more are refused (default: light 32 and scan 2 for each core, model 8)",
+        "each process; more are refused (default: light 32 for each core, scan 4 for two cores, "
+        "model 8)",
     )
     add("--metrics", default="", metavar="HOST:PORT", help="answer Prometheus over HTTP there")
     add(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the line on stdout and the token on stderr."""
+    from vitscope.server.errors import StartError
     from vitscope.server.tokens import line_of, new_token
 
     token = new_token()
@@ -37,6 +39,15 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as error:
         args.parser.error(str(error))
     # First, or a full disk would leave a token that no file knows.
-    print(line, flush=True)
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # The interpreter would fail again when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise StartError(
+            f"The token's line cannot be written ({error.strerror}); mend that, and make another."
+        ) from None
     print(token, file=sys.stderr)
     return 0
