@@ -20,8 +20,8 @@ import grpc
 import pytest
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from processes import children_of
 from server.refusals import refused
-from server.test_workers import children_of
 from synthetic import ServerProcess, Synthetic, build, run_vitscope
 
 from vitscope.server.tokens import Rate, line_of, new_token

@@ -17,6 +17,7 @@ from pathlib import Path
 import grpc
 import pytest
 from permissions import locked, public_folder
+from processes import children_of
 from synthetic import VITSCOPE, ServerProcess, Synthetic, build, run_vitscope
 
 from vitscope.server.app import Settings
@@ -34,20 +35,6 @@ PATIENCE = 60.0
 def workers_of(server: ServerProcess) -> list[int]:
     """Processes that were started by the server to serve."""
     return children_of(server.process.pid)
-
-
-def children_of(parent: int) -> list[int]:
-    """Workers of a process."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            status = (entry / "stat").read_text().rpartition(")")[2].split()
-            line = (entry / "cmdline").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(status[1]) == parent and "spawn_main" in line:
-            found.append(int(entry.name))
-    return sorted(found)
 
 
 def wait_for(what: Callable[[], bool]) -> None:
