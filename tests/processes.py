@@ -67,3 +67,17 @@ fcntl.flock(file, fcntl.LOCK_SH)
 
 NFS_READER = READER.replace("flock", "lockf")
 """The same over NFS, whose client makes a lock on the bytes of the file of it."""
+
+
+def children_of(parent: int) -> list[int]:
+    """Processes that a server has started to serve."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            status = (entry / "stat").read_text().rpartition(")")[2].split()
+            line = (entry / "cmdline").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(status[1]) == parent and "spawn_main" in line:
+            found.append(int(entry.name))
+    return sorted(found)

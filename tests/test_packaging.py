@@ -50,7 +50,7 @@ def test_every_room_is_in_the_wheel_with_its_types(wheel: Path) -> None:
 def test_the_thin_client_queries_without_torch_faiss_and_zarr(
     base: Path, synthetic: Synthetic, synthetic_server: str
 ) -> None:
-    for absent in ("torch", "timm", "faiss", "zarr", "tensorstore", "blake3", "pyarrow"):
+    for absent in ("torch", "timm", "faiss", "zarr", "tensorstore", "blake3", "pyarrow", "pandas"):
         found = run(
             str(base), "-c", f"from importlib.util import find_spec; print(find_spec({absent!r}))"
         )

@@ -6,19 +6,28 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import synthetic as synthetic_index
+from client.answers import QUESTIONS, build_pair
 from synthetic import ServerProcess, Synthetic, build
 
-from vitscope.client import Client
+from vitscope.client import AnalyzedImage, Client, Neighbours, open_local
+from vitscope.client.answer import Answer
 from vitscope.store.rows import RowRecord
 
+if TYPE_CHECKING:
+    from lives import LiveIndex
 
-@pytest.fixture(scope="session")
-def client(synthetic_server: str) -> Iterator[Client]:
-    """A client of the server that holds the synthetic index alone."""
-    with Client(synthetic_server) as opened:
+
+@pytest.fixture(scope="session", params=["server", "folder"])
+def client(
+    request: pytest.FixtureRequest, synthetic_server: str, synthetic: Synthetic
+) -> Iterator[Client]:
+    """A client of the synthetic index alone: of its server, and of its folder without one."""
+    there = request.param == "server"
+    with Client(synthetic_server) if there else open_local(synthetic.path) as opened:
         yield opened
 
 
@@ -71,3 +80,22 @@ def silent_address() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.fixture(scope="session")
+def pair_server(
+    tmp_path_factory: pytest.TempPathFactory, serve: Callable[..., ServerProcess]
+) -> str:
+    """Address of a server over the indexes 'one' and 'two' of the same pictures."""
+    return serve(*build_pair(tmp_path_factory.mktemp("pair"))).address
+
+
+@pytest.fixture(scope="session")
+def answers(pair_server: str, live: LiveIndex, live_server: str) -> dict[type[Answer], Answer]:
+    """One of every kind, by a client that is closed again."""
+    with Client(pair_server) as opened:
+        found = {kind: ask(opened) for kind, ask in QUESTIONS.items()}
+    picture = live.files[live.good_rows[3]]
+    with Client(live_server) as opened:
+        own = opened.analyze_image(picture, channels=4, percentiles=True, include_maps=True)
+    return {**found, AnalyzedImage: own, Neighbours: own.neighbours[0]}

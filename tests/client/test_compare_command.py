@@ -13,9 +13,8 @@ from client.truth import WIDE, good_rows, scores
 from PIL import Image
 from synthetic import ServerProcess, Synthetic, build
 
-from vitscope.client import Client
+from vitscope.client import Client, sheets
 from vitscope.client.cli import main
-from vitscope.client.commands import _sheets
 
 Captured = pytest.CaptureFixture[str]
 
@@ -100,7 +99,7 @@ def test_a_sheet_has_each_image_beside_its_copy(
         assert picture.format == "PNG"
     with Client(address) as client:
         found = client.compare_images(synthetic.name, changed.name, WIDE, 4, k=5)
-        section = _sheets.changed_images_section(
+        section = sheets.changed_images_section(
             client, synthetic.name, changed.name, found, "greatest rise"
         )
     assert len(section.cells) == 10

@@ -14,9 +14,8 @@ from PIL import Image
 from synthetic import Synthetic
 
 from client import truth
-from vitscope.client import Client
+from vitscope.client import Client, sheets
 from vitscope.client.cli import main
-from vitscope.client.commands import _sheets
 from vitscope.client.pictures import Section
 
 pytestmark = pytest.mark.usefixtures("ask_synthetic")
@@ -61,7 +60,7 @@ def check_cells(index: Synthetic, section: Section, rows: list[int]) -> None:
 
 def test_top_patches_are_framed_in_their_images(client: Client, synthetic: Synthetic) -> None:
     top = client.top_patches(WIDE, 4, k=4)
-    section = _sheets.top_patches_section(client, "", top)
+    section = sheets.top_patches_section(client, "", top)
     check_cells(synthetic, section, [patch.row for patch in top.patches])
     dense = truth.maps(synthetic, WIDE)
     for cell, patch in zip(section.cells, top.patches, strict=True):
@@ -81,7 +80,7 @@ def test_top_images_stand_beside_their_own_maps(
     channel, k = SHAPES[layer].channels - 1, 12
     expected = truth.best(synthetic, layer, channel, pooling)[:k]
     top = client.top_images(layer, channel, pooling=pooling, k=k, maps=True)
-    section = _sheets.top_images_section(client, "", top)
+    section = sheets.top_images_section(client, "", top)
     check_cells(synthetic, section, [row for row, _ in expected])
     assert section.title == f"{layer} · channel {channel} · top {k} by {pooling}"
     assert section.note == f"zoo · vit_synthetic.none · generation {synthetic.generation}"
@@ -101,7 +100,7 @@ def test_top_images_stand_beside_their_own_maps(
 def test_similar_images_begin_with_the_one_asked_about(
     client: Client, synthetic: Synthetic
 ) -> None:
-    section = _sheets.similar_images_section(client, "", client.similar_images(WIDE, 3, k=4))
+    section = sheets.similar_images_section(client, "", client.similar_images(WIDE, 3, k=4))
     check_cells(synthetic, section, [3, 9, 40, 41, 66])
     assert not section.maps
     assert section.note.endswith("· exact")

@@ -17,9 +17,15 @@ import pytest
 from PIL import Image
 from synthetic import ServerProcess, build
 
-from vitscope.client import Client, ImageFilter, NamedDirections, NotFoundError, UsageError
+from vitscope.client import (
+    Client,
+    ImageFilter,
+    NamedDirections,
+    NotFoundError,
+    UsageError,
+    sheets,
+)
 from vitscope.client.cli import main
-from vitscope.client.commands import _sheets
 from vitscope.client.requests import DIRECTION_MEASURES
 from vitscope.store.approximate import SIZES
 from vitscope.v1 import query_pb2 as pb
@@ -196,13 +202,13 @@ def test_directions_are_listed(client: Client, capsys: Captured) -> None:
 
 def test_sheets(client: Client, tmp_path: Path, capsys: Captured) -> None:
     near = client.similar_patches(LAYER, 5, (1, 0), k=4, index="listed")
-    section = _sheets.similar_patches_section(client, "listed", near)
+    section = sheets.similar_patches_section(client, "listed", near)
     assert [cell.mark for cell in section.cells] == [(1, 0), *((p.y, p.x) for p in near.patches)]
     assert section.cells[0].heading == "the patch asked about"
     assert all(cell.grid == near.grid for cell in section.cells)
     assert "of the true ten nearest" in section.note
     along = client.top_images_along(LAYER, "probe", k=3, index="zoo")
-    section = _sheets.along_section(client, "zoo", along, "probe")
+    section = sheets.along_section(client, "zoo", along, "probe")
     assert section.title == f"{LAYER} · along probe · top 3 by projection"
     assert section.note.endswith("mean pooling")
     for line in (

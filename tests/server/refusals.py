@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from grpc import StatusCode
+from synthetic import run_vitscope
 
 from vitscope.v1 import query_pb2 as pb
 from vitscope.v1.service_pb2_grpc import ActivationServiceStub
@@ -30,11 +33,25 @@ def ask(stub: ActivationServiceStub, request: Any) -> list[Any]:
 
 
 def refusal(stub: ActivationServiceStub, request: Any) -> tuple[StatusCode, str]:
+    return refused(lambda: ask(stub, request))
+
+
+def refused(call: Callable[[], object]) -> tuple[StatusCode, str]:
     with pytest.raises(grpc.RpcError) as caught:
-        ask(stub, request)
-    error = caught.value
-    assert isinstance(error, grpc.Call)
-    return error.code(), error.details() or ""
+        call()
+    assert isinstance(caught.value, grpc.Call)
+    return caught.value.code(), caught.value.details() or ""
+
+
+def check_start_error(arguments: Sequence[str | Path], code: int) -> str:
+    """The one sentence with which `serve` refuses to start."""
+    done = run_vitscope("serve", *arguments)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.startswith("vitscope: ")
+    assert done.stderr.endswith((".\n", "?\n"))
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    return done.stderr
 
 
 def check_sentence(details: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from threading import Event
 from typing import Any
 
@@ -13,6 +13,7 @@ import grpc
 import pytest
 from synthetic import build
 
+from vitscope.server.admission import Gates, limits_of
 from vitscope.server.going import CallerGoneError, check_caller, run_for
 from vitscope.server.queries.boxes import box_scores
 from vitscope.server.queries.channels import similar_channels, top_channels
@@ -22,6 +23,7 @@ from vitscope.server.queries.filters import ALL, ImageFilter
 from vitscope.server.queries.images import similar_images
 from vitscope.server.queries.maps import Grid, patch_maps
 from vitscope.server.queries.scores import scores
+from vitscope.server.served import Served
 from vitscope.server.service import ActivationService
 from vitscope.store.generation import Generation, open_generation
 from vitscope.v1 import query_pb2 as pb
@@ -33,16 +35,14 @@ _PATIENCE = 60.0
 class Endless(ActivationService):
     """Answers one method with work that ends only where nobody waits for it."""
 
-    def __init__(self, executor: ThreadPoolExecutor) -> None:
-        super().__init__({}, executor, {})
+    def __init__(self, gates: Gates) -> None:
+        super().__init__(Served({}), gates)
         self.begun = Event()
         self.ended = Event()
 
-    async def ListIndexes(  # noqa: N802
-        self, request: pb.ListIndexesRequest, context: Any
-    ) -> pb.ListIndexesResponse:
+    async def _describe(self, name: str, request: Any, context: Any) -> Any:
         """Until its caller has gone."""
-        return await self._run(self._work)
+        return await self._gates["light"].run(self._work)
 
     def _work(self) -> pb.ListIndexesResponse:
         self.begun.set()
@@ -81,17 +81,39 @@ def test_work_ends_where_its_caller_leaves(
     leave: Callable[[Any, Endless, grpc.aio.Channel], Awaitable[None]],
 ) -> None:
     async def run() -> bool:
-        with ThreadPoolExecutor(1) as executor:
-            service = Endless(executor)
+        with closing(Gates(limits_of(1, {}), lambda: None)) as gates:
+            service: Any = Endless(gates)
             server = grpc.aio.server()
             service_pb2_grpc.add_ActivationServiceServicer_to_server(service, server)
             port = server.add_insecure_port("127.0.0.1:0")
             await server.start()
             channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
             await leave(service_pb2_grpc.ActivationServiceStub(channel), service, channel)
-            ended = await asyncio.to_thread(service.ended.wait, _PATIENCE / 2)
+            ended: bool = await asyncio.to_thread(service.ended.wait, _PATIENCE / 2)
             await channel.close()
             await server.stop(None)
+        return ended
+
+    assert asyncio.run(run())
+
+
+def test_work_ends_where_the_server_does() -> None:
+    async def run() -> bool:
+        with closing(Gates(limits_of(1, {}), lambda: None)) as gates:
+            service: Any = Endless(gates)
+            server = grpc.aio.server()
+            service_pb2_grpc.add_ActivationServiceServicer_to_server(service, server)
+            port = server.add_insecure_port("127.0.0.1:0")
+            await server.start()
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                stub: Any = service_pb2_grpc.ActivationServiceStub(channel)
+                # The second one waits for the thread.
+                calls = [stub.ListIndexes(pb.ListIndexesRequest()) for _ in range(2)]
+                await asyncio.to_thread(service.begun.wait, _PATIENCE)
+                await server.stop(0.1)
+                done = await asyncio.gather(*calls, return_exceptions=True)
+                assert [type(each) for each in done] == [grpc.aio.AioRpcError] * 2
+        ended: bool = service.ended.is_set()
         return ended
 
     assert asyncio.run(run())

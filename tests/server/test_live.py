@@ -32,9 +32,10 @@ from sources import Item, write_tars
 from synthetic import ServerProcess, run_vitscope
 
 from vitscope.indexer.run import index
-from vitscope.server.app import load_live, open_indexes
+from vitscope.server.app import load_live
 from vitscope.server.errors import StartError
 from vitscope.server.liveoptions import LiveOptions
+from vitscope.store.generation import Generation, open_generation
 from vitscope.store.manifest import Manifest
 from vitscope.v1 import index_pb2
 from vitscope.v1 import query_pb2 as pb
@@ -411,11 +412,15 @@ def test_a_caller_who_goes_away(many: ActivationServiceStub) -> None:
     assert analyze(many, jpeg(noise(1))).channels
 
 
+def opened(*paths: Path) -> dict[str, Generation]:
+    return {path.name: open_generation(path) for path in paths}
+
+
 def start_error(paths: Path | list[Path], **options: Any) -> str:
     """Why a server of this process would not start."""
-    indexes = open_indexes(paths if isinstance(paths, list) else [paths])
+    indexes = opened(*(paths if isinstance(paths, list) else [paths]))
     with pytest.raises(StartError) as caught:
-        load_live(indexes, LiveOptions(**options))
+        load_live(indexes, LiveOptions(**options), indexes)
     sentence = str(caught.value)
     assert sentence.endswith(".")
     assert "\n" not in sentence
@@ -476,10 +481,11 @@ CHANGES: dict[str, Callable[[Manifest], Manifest]] = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_an_index_made_otherwise(live: LiveIndex, name: str) -> None:
     """As by another version of timm: the manifest tells of what this one does not do."""
-    [(index, generation)] = open_indexes([live.path]).items()
+    [(index, generation)] = opened(live.path).items()
     generation.manifest = CHANGES[name](generation.manifest)
+    options = LiveOptions(checkpoints=[str(live.checkpoint)])
     with pytest.raises(StartError, match=name):
-        load_live({index: generation}, LiveOptions(checkpoints=[str(live.checkpoint)]))
+        load_live([index], options, {index: generation})
 
 
 def test_other_pictures_than_were_indexed(live: LiveIndex, tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
-from synthetic import ServerProcess, Synthetic, build, run_vitscope
+from server.refusals import check_start_error, refused
+from synthetic import ServerProcess, Synthetic, build
 
 from vitscope.v1 import index_pb2
 from vitscope.v1 import query_pb2 as pb
@@ -28,13 +29,6 @@ from vitscope.v1.service_pb2_grpc import ActivationServiceStub
 
 Serve = Callable[..., ServerProcess]
 SERVICE = "vitscope.v1.ActivationService"
-
-
-def refused(call: Callable[[], object]) -> tuple[StatusCode, str]:
-    with pytest.raises(grpc.RpcError) as caught:
-        call()
-    assert isinstance(caught.value, grpc.Call)
-    return caught.value.code(), caught.value.details() or ""
 
 
 @pytest.mark.parametrize("service", ["", SERVICE])
@@ -122,16 +116,6 @@ def test_a_caller_that_knows_only_what_reflection_tells_gets_the_same_answers(
             assert [MessageToDict(each) for each in mine] == [
                 MessageToDict(each) for each in theirs
             ]
-
-
-def check_start_error(arguments: list[str | Path], code: int) -> str:
-    done = run_vitscope("serve", *arguments)
-    assert (done.returncode, done.stdout) == (code, "")
-    assert done.stderr.startswith("vitscope: ")
-    assert done.stderr.endswith(".\n")
-    assert done.stderr.count("\n") == 1
-    assert "Traceback" not in done.stderr
-    return done.stderr
 
 
 def test_a_port_in_use_by_another_server(synthetic: Synthetic, synthetic_server: str) -> None:

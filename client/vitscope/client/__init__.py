@@ -9,12 +9,14 @@ Pictures are drawn by `vitscope.client.pictures`.
 
 from vitscope.client.aio import AsyncClient
 from vitscope.client.client import Client
+from vitscope.client.connection import Retries, Tls
 from vitscope.client.errors import (
     AccessError,
     CancelledError,
     DamagedIndexError,
     DeadlineError,
     InvalidRequestError,
+    LocalIndexError,
     NotFoundError,
     NotKeptError,
     OverloadedError,
@@ -26,6 +28,7 @@ from vitscope.client.errors import (
     VitscopeError,
 )
 from vitscope.client.filters import ImageFilter
+from vitscope.client.local import open_local
 from vitscope.client.results import (
     AnalyzedImage,
     BoxedImage,
@@ -88,6 +91,7 @@ __all__ = [
     "Index",
     "InvalidRequestError",
     "Layer",
+    "LocalIndexError",
     "Model",
     "NamedDirections",
     "Neighbours",
@@ -98,6 +102,7 @@ __all__ = [
     "PatchMap",
     "PatchMaps",
     "RequestError",
+    "Retries",
     "ScoreBlock",
     "ScoredChannel",
     "ScoredImage",
@@ -107,6 +112,7 @@ __all__ = [
     "SimilarChannels",
     "SimilarImages",
     "SimilarPatches",
+    "Tls",
     "TokenLayout",
     "TopChannels",
     "TopImages",
@@ -117,4 +123,5 @@ __all__ = [
     "UnsupportedError",
     "UsageError",
     "VitscopeError",
+    "open_local",
 ]

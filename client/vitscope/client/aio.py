@@ -2,14 +2,17 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from functools import partial
 from types import TracebackType
-from typing import Self, SupportsIndex
+from typing import Any, Self, SupportsIndex, TypeVar
 
-import grpc
+from google.protobuf.message import Message
 
 from vitscope.client import convert, requests, scores
-from vitscope.client.connection import OPTIONS, checked_address, checked_timeout, picture_bytes
+from vitscope.client.answer import A, Source, with_source
+from vitscope.client.client import Client
+from vitscope.client.connection import RETRIES, Connection, Retries, Tls, picture_bytes
 from vitscope.client.errors import UsageError, rpc_errors
 from vitscope.client.filters import ImageFilter
 from vitscope.client.results import (
@@ -37,6 +40,8 @@ from vitscope.client.results import (
 from vitscope.v1 import query_pb2
 from vitscope.v1.service_pb2_grpc import ActivationServiceStub
 
+_T = TypeVar("_T")
+
 
 class AsyncClient:
     """A connection to a vitscope server for one event loop; many questions at a time.
@@ -48,17 +53,41 @@ class AsyncClient:
     iterated over with `async for`; a call that is cancelled ends on the server too.
     """
 
-    def __init__(self, address: str, *, timeout: float = 30.0) -> None:
-        self._address = checked_address(address)
-        self._timeout = checked_timeout(timeout)
+    def __init__(
+        self,
+        address: str | Sequence[str],
+        *,
+        timeout: float = 30.0,
+        tls: Tls | None = None,
+        token: str | None = None,
+        retries: Retries = RETRIES,
+    ) -> None:
+        self._connection = Connection(address, timeout, tls, token, retries)
+        self._another: Callable[[], Client] = partial(
+            Client, address, timeout=timeout, tls=tls, token=token, retries=retries
+        )
         try:
             asyncio.get_running_loop()
         except RuntimeError:
             raise UsageError(
                 "An AsyncClient belongs to an event loop; make it inside of a coroutine."
             ) from None
-        self._channel = grpc.aio.insecure_channel(self._address, options=OPTIONS)
+        self._channel = self._connection.aio_channel()
         self._stub = ActivationServiceStub(self._channel)
+
+    async def _ask(self, method: Callable[..., Awaitable[_T]], request: Message) -> _T:
+        with rpc_errors(self._connection.name):
+            return await method(request, **self._connection.told)
+
+    async def _each(self, method: Callable[..., Any], request: Message) -> AsyncIterator[Any]:
+        with rpc_errors(self._connection.name):
+            call = method(request, **self._connection.told)
+            try:
+                async for reply in call:
+                    yield reply
+            finally:
+                # Where the loop was left early, the server stops too.
+                call.cancel()
 
     async def close(self) -> None:
         """Let the connection go; calls under way are cancelled (`asyncio.CancelledError`)."""
@@ -75,19 +104,20 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
+    def _with_source(self, request: Any, answer: A) -> A:
+        """The answer, told where its pictures come from."""
+        other = getattr(request, "other", "")
+        return with_source(answer, Source(self._another, request.index, other))
+
     async def indexes(self) -> list[Index]:
         """As `Client.indexes`."""
-        with rpc_errors(self._address):
-            reply = await self._stub.ListIndexes(
-                query_pb2.ListIndexesRequest(), timeout=self._timeout
-            )
+        reply = await self._ask(self._stub.ListIndexes, query_pb2.ListIndexesRequest())
         return [convert.index(index) for index in reply.indexes]
 
     async def index(self, name: str = "") -> Index:
         """As `Client.index`."""
         request = requests.index_request(name)
-        with rpc_errors(self._address):
-            reply = await self._stub.GetIndex(request, timeout=self._timeout)
+        reply = await self._ask(self._stub.GetIndex, request)
         return convert.index(reply.index)
 
     async def top_images(
@@ -107,9 +137,8 @@ class AsyncClient:
         """As `Client.top_images`."""
         ranked = requests.Ranked(pooling, k, maps, where, order, band, distinct)
         request = requests.top_images_request(index, layer, channel, ranked)
-        with rpc_errors(self._address):
-            reply = await self._stub.TopImages(request, timeout=self._timeout)
-        return convert.top_images(reply, layer, channel)
+        reply = await self._ask(self._stub.TopImages, request)
+        return self._with_source(request, convert.top_images(reply, layer, channel))
 
     def top_images_of_channels(
         self,
@@ -137,11 +166,9 @@ class AsyncClient:
         channels: Collection[SupportsIndex] | None,
     ) -> AsyncIterator[TopImages]:
         checked = convert.TopImagesInOrder(layer, channels)
-        with rpc_errors(self._address):
-            replies = self._stub.TopImagesOfChannels(request, timeout=self._timeout)
-            async for reply in replies:
-                yield checked.take(reply)
-            checked.end()
+        async for reply in self._each(self._stub.TopImagesOfChannels, request):
+            yield self._with_source(request, checked.take(reply))
+        checked.end()
 
     async def channel_statistics(
         self,
@@ -153,8 +180,7 @@ class AsyncClient:
     ) -> ChannelStatistics:
         """As `Client.channel_statistics`."""
         request = requests.channel_statistics_request(index, layer, channels, pooling)
-        with rpc_errors(self._address):
-            reply = await self._stub.GetChannelStatistics(request, timeout=self._timeout)
+        reply = await self._ask(self._stub.GetChannelStatistics, request)
         return convert.channel_statistics(reply, layer)
 
     async def top_patches(
@@ -168,9 +194,8 @@ class AsyncClient:
     ) -> TopPatches:
         """As `Client.top_patches`."""
         request = requests.top_patches_request(index, layer, channel, k, where)
-        with rpc_errors(self._address):
-            reply = await self._stub.TopPatches(request, timeout=self._timeout)
-        return convert.top_patches(reply, layer, channel)
+        reply = await self._ask(self._stub.TopPatches, request)
+        return self._with_source(request, convert.top_patches(reply, layer, channel))
 
     async def top_channels(
         self,
@@ -188,8 +213,7 @@ class AsyncClient:
         """As `Client.top_channels`."""
         part = requests.Part(pooling, patch, rectangle, box)
         request = requests.top_channels_request(index, row, layers, part, percentiles, k)
-        with rpc_errors(self._address):
-            reply = await self._stub.TopChannels(request, timeout=self._timeout)
+        reply = await self._ask(self._stub.TopChannels, request)
         return convert.top_channels(reply, row)
 
     async def similar_channels(
@@ -203,8 +227,7 @@ class AsyncClient:
     ) -> SimilarChannels:
         """As `Client.similar_channels`."""
         request = requests.similar_channels_request(index, layer, channel, k, layers)
-        with rpc_errors(self._address):
-            reply = await self._stub.SimilarChannels(request, timeout=self._timeout)
+        reply = await self._ask(self._stub.SimilarChannels, request)
         return convert.similar_channels(reply, layer, channel)
 
     async def box_scores(
@@ -218,8 +241,7 @@ class AsyncClient:
     ) -> ChannelBoxScores:
         """As `Client.box_scores`."""
         request = requests.box_scores_request(index, layer, channels, box_labels, where)
-        with rpc_errors(self._address):
-            reply = await self._stub.GetBoxScores(request, timeout=self._timeout)
+        reply = await self._ask(self._stub.GetBoxScores, request)
         return convert.channel_box_scores(reply, layer)
 
     async def top_images_by_box(
@@ -238,9 +260,8 @@ class AsyncClient:
         request = requests.top_images_by_box_request(
             index, layer, channel, box_labels, where, measure, order, k
         )
-        with rpc_errors(self._address):
-            reply = await self._stub.TopImagesByBox(request, timeout=self._timeout)
-        return convert.top_images_by_box(reply, layer, channel)
+        reply = await self._ask(self._stub.TopImagesByBox, request)
+        return self._with_source(request, convert.top_images_by_box(reply, layer, channel))
 
     async def patch_maps(
         self,
@@ -251,10 +272,9 @@ class AsyncClient:
     ) -> list[PatchMaps]:
         """As `Client.patch_maps`."""
         request = requests.patch_maps_request(index, selectors, encoding)
-        with rpc_errors(self._address):
-            call = self._stub.GetPatchMaps(request, timeout=self._timeout)
-            replies = [reply async for reply in call]
-        return convert.patch_maps_stream(replies, selectors)
+        replies = [reply async for reply in self._each(self._stub.GetPatchMaps, request)]
+        found = convert.patch_maps_stream(replies, selectors)
+        return [self._with_source(request, maps) for maps in found]
 
     async def patch_map_grid(
         self,
@@ -268,26 +288,16 @@ class AsyncClient:
         """As `Client.patch_map_grid`."""
         request = requests.patch_map_grid_request(index, layer, rows, channels, encoding)
         asked = [(layer, channel, row) for row in rows for channel in channels]
-        with rpc_errors(self._address):
-            call = self._stub.GetPatchMaps(request, timeout=self._timeout)
-            replies = [reply async for reply in call]
+        replies = [reply async for reply in self._each(self._stub.GetPatchMaps, request)]
         [maps] = convert.patch_maps_stream(replies, asked)
-        return maps
+        return self._with_source(request, maps)
 
     async def patch_map(
         self, layer: str, channel: SupportsIndex, row: SupportsIndex, *, index: str = ""
     ) -> PatchMap:
         """As `Client.patch_map`."""
         [maps] = await self.patch_maps([(layer, channel, row)], index=index)
-        return PatchMap(
-            generation=maps.generation,
-            layer=maps.layer,
-            channel=int(maps.channels[0]),
-            row=int(maps.rows[0]),
-            values=maps.values[0],
-            grid=maps.grid,
-            recomputed=maps.recomputed is not None and bool(maps.recomputed[0]),
-        )
+        return convert.one_map(maps)
 
     async def similar_images(
         self,
@@ -300,9 +310,8 @@ class AsyncClient:
     ) -> SimilarImages:
         """As `Client.similar_images`."""
         request = requests.similar_images_request(index, layer, row, k, exact)
-        with rpc_errors(self._address):
-            reply = await self._stub.SimilarImages(request, timeout=self._timeout)
-        return convert.similar_images(reply, layer, row)
+        reply = await self._ask(self._stub.SimilarImages, request)
+        return self._with_source(request, convert.similar_images(reply, layer, row))
 
     async def similar_patches(
         self,
@@ -317,9 +326,8 @@ class AsyncClient:
     ) -> SimilarPatches:
         """As `Client.similar_patches`."""
         request = requests.similar_patches_request(index, layer, row, patch, k, other_images, exact)
-        with rpc_errors(self._address):
-            reply = await self._stub.SimilarPatches(request, timeout=self._timeout)
-        return convert.similar_patches(reply, layer, row, patch)
+        reply = await self._ask(self._stub.SimilarPatches, request)
+        return self._with_source(request, convert.similar_patches(reply, layer, row, patch))
 
     async def top_images_along(
         self,
@@ -336,15 +344,13 @@ class AsyncClient:
         request = requests.top_images_along_request(
             index, layer, direction, measure, pooling, k, where
         )
-        with rpc_errors(self._address):
-            reply = await self._stub.TopImagesAlongDirection(request, timeout=self._timeout)
-        return convert.top_images_along(reply, layer, measure, pooling)
+        reply = await self._ask(self._stub.TopImagesAlongDirection, request)
+        return self._with_source(request, convert.top_images_along(reply, layer, measure, pooling))
 
     async def directions(self, layer: str = "", *, index: str = "") -> Directions:
         """As `Client.directions`."""
         request = requests.directions_request(index, layer)
-        with rpc_errors(self._address):
-            reply = await self._stub.ListDirections(request, timeout=self._timeout)
+        reply = await self._ask(self._stub.ListDirections, request)
         return convert.directions(reply)
 
     async def compare_channels(
@@ -363,8 +369,7 @@ class AsyncClient:
         request = requests.compare_channels_request(
             index, other, layer, pooling, where, measure, order, k
         )
-        with rpc_errors(self._address):
-            reply = await self._stub.CompareChannels(request, timeout=self._timeout)
+        reply = await self._ask(self._stub.CompareChannels, request)
         return convert.changed_channels(reply, layer)
 
     async def compare_images(
@@ -383,9 +388,8 @@ class AsyncClient:
         request = requests.compare_images_request(
             index, other, layer, channel, pooling, where, order, k
         )
-        with rpc_errors(self._address):
-            reply = await self._stub.CompareImages(request, timeout=self._timeout)
-        return convert.changed_images(reply, layer, channel)
+        reply = await self._ask(self._stub.CompareImages, request)
+        return self._with_source(request, convert.changed_images(reply, layer, channel))
 
     async def scores(
         self,
@@ -418,11 +422,9 @@ class AsyncClient:
         channels: Collection[SupportsIndex] | None,
     ) -> AsyncIterator[ScoreBlock]:
         checked = scores.BlocksInOrder(layer, channels)
-        with rpc_errors(self._address):
-            replies = self._stub.GetScores(request, timeout=self._timeout)
-            async for reply in replies:
-                yield checked.take(reply)
-            checked.end()
+        async for reply in self._each(self._stub.GetScores, request):
+            yield checked.take(reply)
+        checked.end()
 
     async def analyze_image(
         self,
@@ -449,16 +451,13 @@ class AsyncClient:
             maps,
             include_maps,
         )
-        with rpc_errors(self._address):
-            reply = await self._stub.AnalyzeImage(request, timeout=self._timeout)
-        return convert.analyzed_image(reply, maps, include_maps)
+        reply = await self._ask(self._stub.AnalyzeImage, request)
+        return self._with_source(request, convert.analyzed_image(reply, maps, include_maps))
 
     async def images(
         self, rows: Sequence[SupportsIndex], *, pictures: bool = True, index: str = ""
     ) -> list[Image]:
         """As `Client.images`."""
         request = requests.images_request(index, rows, pictures)
-        with rpc_errors(self._address):
-            call = self._stub.GetImages(request, timeout=self._timeout)
-            replies = [reply async for reply in call]
+        replies = [reply async for reply in self._each(self._stub.GetImages, request)]
         return convert.images_stream(replies, rows)

@@ -1,14 +1,16 @@
 """The synchronous client: one method per question, results in plain Python and numpy."""
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from types import TracebackType
-from typing import Self, SupportsIndex
+from typing import Any, Self, SupportsIndex, TypeVar
 
-import grpc
+from google.protobuf.message import Message
 
 from vitscope.client import convert, requests, scores
-from vitscope.client.connection import OPTIONS, checked_address, checked_timeout, picture_bytes
+from vitscope.client.answer import A, Source, with_source
+from vitscope.client.connection import RETRIES, Connection, Retries, Tls, picture_bytes
 from vitscope.client.errors import rpc_errors
 from vitscope.client.filters import ImageFilter
 from vitscope.client.results import (
@@ -36,6 +38,8 @@ from vitscope.client.results import (
 from vitscope.v1 import query_pb2
 from vitscope.v1.service_pb2_grpc import ActivationServiceStub
 
+_T = TypeVar("_T")
+
 
 class Client:
     """A connection to a vitscope server; safe to share between threads.
@@ -45,23 +49,46 @@ class Client:
         for image in top.images:
             print(image.row, image.label, image.score)
 
-    `address` is HOST:PORT. `timeout` is the longest any one call may take, in seconds.
-    Nothing is sent before the first question. Every method raises a `VitscopeError`:
-    `UnavailableError` where nothing answers, `DeadlineError` after `timeout`,
+    `address` is HOST:PORT, or several of replicas, which take calls in turn as long as they are
+    healthy. `timeout` is the longest any one call may take, in seconds, with all its `retries`.
+    `tls` says how the server is trusted, `token` who asks. Nothing is sent before the first
+    question. Every method raises a `VitscopeError`: `UnavailableError` where nothing answers,
+    `DeadlineError` after `timeout`, `OverloadedError` where a server has no room,
     `InvalidRequestError` or `NotFoundError` for a question with no answer.
 
     In every method an empty `index` means the server's only index.
     """
 
-    def __init__(self, address: str, *, timeout: float = 30.0) -> None:
-        self._address = checked_address(address)
-        self._timeout = checked_timeout(timeout)
-        self._channel = grpc.insecure_channel(self._address, options=OPTIONS)
-        self._stub = ActivationServiceStub(self._channel)
+    def __init__(
+        self,
+        address: str | Sequence[str],
+        *,
+        timeout: float = 30.0,
+        tls: Tls | None = None,
+        token: str | None = None,
+        retries: Retries = RETRIES,
+    ) -> None:
+        connection = Connection(address, timeout, tls, token, retries)
+        channel = connection.channel()
+        self._name = connection.name
+        self._told = connection.told
+        self._stub = ActivationServiceStub(channel)
+        self._close = channel.close
+        self._another: Callable[[], Client] = partial(
+            Client, address, timeout=timeout, tls=tls, token=token, retries=retries
+        )
+
+    def _ask(self, method: Callable[..., _T], request: Message) -> _T:
+        with rpc_errors(self._name):
+            return method(request, **self._told)
+
+    def _each(self, method: Callable[..., Iterator[_T]], request: Message) -> Iterator[_T]:
+        with rpc_errors(self._name):
+            yield from method(request, **self._told)
 
     def close(self) -> None:
         """Let the connection go; calls under way end with `CancelledError`."""
-        self._channel.close()
+        self._close()
 
     def __enter__(self) -> Self:
         return self
@@ -74,10 +101,14 @@ class Client:
     ) -> None:
         self.close()
 
+    def _with_source(self, request: Any, answer: A) -> A:
+        """The answer, told where its pictures come from."""
+        other = getattr(request, "other", "")
+        return with_source(answer, Source(self._another, request.index, other))
+
     def indexes(self) -> list[Index]:
         """The indexes that the server holds, without their layers."""
-        with rpc_errors(self._address):
-            reply = self._stub.ListIndexes(query_pb2.ListIndexesRequest(), timeout=self._timeout)
+        reply = self._ask(self._stub.ListIndexes, query_pb2.ListIndexesRequest())
         return [convert.index(index) for index in reply.indexes]
 
     def index(self, name: str = "") -> Index:
@@ -87,8 +118,7 @@ class Client:
             print(layer.name, layer.channels)
         """
         request = requests.index_request(name)
-        with rpc_errors(self._address):
-            reply = self._stub.GetIndex(request, timeout=self._timeout)
+        reply = self._ask(self._stub.GetIndex, request)
         return convert.index(reply.index)
 
     def top_images(
@@ -122,9 +152,8 @@ class Client:
         """
         ranked = requests.Ranked(pooling, k, maps, where, order, band, distinct)
         request = requests.top_images_request(index, layer, channel, ranked)
-        with rpc_errors(self._address):
-            reply = self._stub.TopImages(request, timeout=self._timeout)
-        return convert.top_images(reply, layer, channel)
+        reply = self._ask(self._stub.TopImages, request)
+        return self._with_source(request, convert.top_images(reply, layer, channel))
 
     def top_images_of_channels(
         self,
@@ -158,11 +187,9 @@ class Client:
         channels: Collection[SupportsIndex] | None,
     ) -> Iterator[TopImages]:
         checked = convert.TopImagesInOrder(layer, channels)
-        with rpc_errors(self._address):
-            replies = self._stub.TopImagesOfChannels(request, timeout=self._timeout)
-            for reply in replies:
-                yield checked.take(reply)
-            checked.end()
+        for reply in self._each(self._stub.TopImagesOfChannels, request):
+            yield self._with_source(request, checked.take(reply))
+        checked.end()
 
     def channel_statistics(
         self,
@@ -178,8 +205,7 @@ class Client:
         dead = statistics.channels[statistics.active == 0]
         """
         request = requests.channel_statistics_request(index, layer, channels, pooling)
-        with rpc_errors(self._address):
-            reply = self._stub.GetChannelStatistics(request, timeout=self._timeout)
+        reply = self._ask(self._stub.GetChannelStatistics, request)
         return convert.channel_statistics(reply, layer)
 
     def top_patches(
@@ -200,9 +226,8 @@ class Client:
         more than `Layer.maps_per_channel`, and with a filter.
         """
         request = requests.top_patches_request(index, layer, channel, k, where)
-        with rpc_errors(self._address):
-            reply = self._stub.TopPatches(request, timeout=self._timeout)
-        return convert.top_patches(reply, layer, channel)
+        reply = self._ask(self._stub.TopPatches, request)
+        return self._with_source(request, convert.top_patches(reply, layer, channel))
 
     def top_channels(
         self,
@@ -233,8 +258,7 @@ class Client:
         """
         part = requests.Part(pooling, patch, rectangle, box)
         request = requests.top_channels_request(index, row, layers, part, percentiles, k)
-        with rpc_errors(self._address):
-            reply = self._stub.TopChannels(request, timeout=self._timeout)
+        reply = self._ask(self._stub.TopChannels, request)
         return convert.top_channels(reply, row)
 
     def similar_channels(
@@ -253,8 +277,7 @@ class Client:
         Among those of its own layer unless `layers` names others.
         """
         request = requests.similar_channels_request(index, layer, channel, k, layers)
-        with rpc_errors(self._address):
-            reply = self._stub.SimilarChannels(request, timeout=self._timeout)
+        reply = self._ask(self._stub.SimilarChannels, request)
         return convert.similar_channels(reply, layer, channel)
 
     def box_scores(
@@ -275,8 +298,7 @@ class Client:
         with `--retain-all`, else of a channel's top images.
         """
         request = requests.box_scores_request(index, layer, channels, box_labels, where)
-        with rpc_errors(self._address):
-            reply = self._stub.GetBoxScores(request, timeout=self._timeout)
+        reply = self._ask(self._stub.GetBoxScores, request)
         return convert.channel_box_scores(reply, layer)
 
     def top_images_by_box(
@@ -301,9 +323,8 @@ class Client:
         request = requests.top_images_by_box_request(
             index, layer, channel, box_labels, where, measure, order, k
         )
-        with rpc_errors(self._address):
-            reply = self._stub.TopImagesByBox(request, timeout=self._timeout)
-        return convert.top_images_by_box(reply, layer, channel)
+        reply = self._ask(self._stub.TopImagesByBox, request)
+        return self._with_source(request, convert.top_images_by_box(reply, layer, channel))
 
     def patch_maps(
         self,
@@ -323,9 +344,9 @@ class Client:
         the index did not keep, where the server has no live model.
         """
         request = requests.patch_maps_request(index, selectors, encoding)
-        with rpc_errors(self._address):
-            replies = list(self._stub.GetPatchMaps(request, timeout=self._timeout))
-        return convert.patch_maps_stream(replies, selectors)
+        replies = list(self._each(self._stub.GetPatchMaps, request))
+        found = convert.patch_maps_stream(replies, selectors)
+        return [self._with_source(request, maps) for maps in found]
 
     def patch_map_grid(
         self,
@@ -345,10 +366,9 @@ class Client:
         """
         request = requests.patch_map_grid_request(index, layer, rows, channels, encoding)
         asked = [(layer, channel, row) for row in rows for channel in channels]
-        with rpc_errors(self._address):
-            replies = list(self._stub.GetPatchMaps(request, timeout=self._timeout))
+        replies = list(self._each(self._stub.GetPatchMaps, request))
         [maps] = convert.patch_maps_stream(replies, asked)
-        return maps
+        return self._with_source(request, maps)
 
     def patch_map(
         self, layer: str, channel: SupportsIndex, row: SupportsIndex, *, index: str = ""
@@ -360,15 +380,7 @@ class Client:
         Raises `NotKeptError` for a map that the index did not keep.
         """
         [maps] = self.patch_maps([(layer, channel, row)], index=index)
-        return PatchMap(
-            generation=maps.generation,
-            layer=maps.layer,
-            channel=int(maps.channels[0]),
-            row=int(maps.rows[0]),
-            values=maps.values[0],
-            grid=maps.grid,
-            recomputed=maps.recomputed is not None and bool(maps.recomputed[0]),
-        )
+        return convert.one_map(maps)
 
     def similar_images(
         self,
@@ -389,9 +401,8 @@ class Client:
         against every other one, however long that takes.
         """
         request = requests.similar_images_request(index, layer, row, k, exact)
-        with rpc_errors(self._address):
-            reply = self._stub.SimilarImages(request, timeout=self._timeout)
-        return convert.similar_images(reply, layer, row)
+        reply = self._ask(self._stub.SimilarImages, request)
+        return self._with_source(request, convert.similar_images(reply, layer, row))
 
     def similar_patches(
         self,
@@ -414,9 +425,8 @@ class Client:
         `NotKeptError` for a layer that was not indexed with `--retain-all`.
         """
         request = requests.similar_patches_request(index, layer, row, patch, k, other_images, exact)
-        with rpc_errors(self._address):
-            reply = self._stub.SimilarPatches(request, timeout=self._timeout)
-        return convert.similar_patches(reply, layer, row, patch)
+        reply = self._ask(self._stub.SimilarPatches, request)
+        return self._with_source(request, convert.similar_patches(reply, layer, row, patch))
 
     def top_images_along(
         self,
@@ -442,15 +452,13 @@ class Client:
         request = requests.top_images_along_request(
             index, layer, direction, measure, pooling, k, where
         )
-        with rpc_errors(self._address):
-            reply = self._stub.TopImagesAlongDirection(request, timeout=self._timeout)
-        return convert.top_images_along(reply, layer, measure, pooling)
+        reply = self._ask(self._stub.TopImagesAlongDirection, request)
+        return self._with_source(request, convert.top_images_along(reply, layer, measure, pooling))
 
     def directions(self, layer: str = "", *, index: str = "") -> Directions:
         """The directions that the server has beside an index, of a layer or of all."""
         request = requests.directions_request(index, layer)
-        with rpc_errors(self._address):
-            reply = self._stub.ListDirections(request, timeout=self._timeout)
+        reply = self._ask(self._stub.ListDirections, request)
         return convert.directions(reply)
 
     def compare_channels(
@@ -477,8 +485,7 @@ class Client:
         request = requests.compare_channels_request(
             index, other, layer, pooling, where, measure, order, k
         )
-        with rpc_errors(self._address):
-            reply = self._stub.CompareChannels(request, timeout=self._timeout)
+        reply = self._ask(self._stub.CompareChannels, request)
         return convert.changed_channels(reply, layer)
 
     def compare_images(
@@ -500,9 +507,8 @@ class Client:
         request = requests.compare_images_request(
             index, other, layer, channel, pooling, where, order, k
         )
-        with rpc_errors(self._address):
-            reply = self._stub.CompareImages(request, timeout=self._timeout)
-        return convert.changed_images(reply, layer, channel)
+        reply = self._ask(self._stub.CompareImages, request)
+        return self._with_source(request, convert.changed_images(reply, layer, channel))
 
     def scores(
         self,
@@ -549,11 +555,9 @@ class Client:
         channels: Collection[SupportsIndex] | None,
     ) -> Iterator[ScoreBlock]:
         checked = scores.BlocksInOrder(layer, channels)
-        with rpc_errors(self._address):
-            replies = self._stub.GetScores(request, timeout=self._timeout)
-            for reply in replies:
-                yield checked.take(reply)
-            checked.end()
+        for reply in self._each(self._stub.GetScores, request):
+            yield checked.take(reply)
+        checked.end()
 
     def analyze_image(
         self,
@@ -592,9 +596,8 @@ class Client:
             maps,
             include_maps,
         )
-        with rpc_errors(self._address):
-            reply = self._stub.AnalyzeImage(request, timeout=self._timeout)
-        return convert.analyzed_image(reply, maps, include_maps)
+        reply = self._ask(self._stub.AnalyzeImage, request)
+        return self._with_source(request, convert.analyzed_image(reply, maps, include_maps))
 
     def images(
         self, rows: Sequence[SupportsIndex], *, pictures: bool = True, index: str = ""
@@ -607,6 +610,5 @@ class Client:
         Without `pictures` a server gives up to 100,000 at a time, with `jpeg` empty.
         """
         request = requests.images_request(index, rows, pictures)
-        with rpc_errors(self._address):
-            replies = list(self._stub.GetImages(request, timeout=self._timeout))
+        replies = list(self._each(self._stub.GetImages, request))
         return convert.images_stream(replies, rows)

@@ -9,6 +9,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from vitscope.client import results
+from vitscope.client.answer import source_of, with_source
 from vitscope.client.errors import ServerError
 from vitscope.client.requests import POOLINGS, ChannelSelector, Selector
 from vitscope.v1 import index_pb2, query_pb2
@@ -452,6 +453,15 @@ def patch_maps_stream(
     ]
     _require_asked("maps", got, asked)
     return joined
+
+
+def one_map(maps: results.PatchMaps) -> results.PatchMap:
+    """The only one of these."""
+    [row], [channel], [values] = maps.rows.tolist(), maps.channels.tolist(), maps.values
+    recomputed = maps.recomputed is not None and bool(maps.recomputed[0])
+    one = results.PatchMap(maps.generation, maps.layer, channel, row, values, maps.grid, recomputed)
+    source = source_of(maps)
+    return one if source is None else with_source(one, source)
 
 
 def _joined(parts: Sequence[results.PatchMaps]) -> results.PatchMaps:

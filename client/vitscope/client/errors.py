@@ -13,6 +13,7 @@
     ├── CancelledError             the call was given up before it was answered
     ├── UnsupportedError           the server does not know this question
     ├── DamagedIndexError          the server found its index damaged
+    ├── LocalIndexError            a folder that was to be opened holds no index that can be read
     └── ServerError                the server failed, or its reply makes no sense
 
 Each names an `exit_code` for the command line.
@@ -90,6 +91,12 @@ class DamagedIndexError(VitscopeError):
     exit_code = 4
 
 
+class LocalIndexError(VitscopeError):
+    """A folder that was to be opened holds no index that can be read."""
+
+    exit_code = 4
+
+
 class ServerError(VitscopeError):
     """The server failed, or its reply makes no sense."""
 
@@ -116,10 +123,7 @@ EXCEPTIONS: dict[grpc.StatusCode, type[VitscopeError]] = {
 
 # What is said in place of, or around, the text that came with the status.
 _SENTENCES: dict[type[VitscopeError], Callable[[str, str], str]] = {
-    UnavailableError: lambda address, _: (
-        f"No vitscope server answers at {address}; "
-        f"start one with `vitscope serve INDEX --listen {address}`."
-    ),
+    UnavailableError: lambda address, details: _unavailable(address, details),
     DeadlineError: lambda address, _: (
         f"The server at {address} did not answer in time; allow more with a longer timeout."
     ),
@@ -130,6 +134,20 @@ _SENTENCES: dict[type[VitscopeError], Callable[[str, str], str]] = {
     CancelledError: lambda address, _: f"The call to {address} was cancelled before its answer.",
     ServerError: lambda address, details: f"The server at {address} failed: {details}",
 }
+
+
+def _unavailable(address: str, details: str) -> str:
+    if any(word in details for word in ("handshake", "erification", "VERIFY")):
+        return (
+            f"What answers at {address} does not do so over the TLS that was asked for "
+            f"({details.rstrip('.')}); check the certificates, and the name in the server's."
+        )
+    if ", " in address:
+        return f"None of the servers {address} answers; start one with `vitscope serve INDEX`."
+    return (
+        f"No vitscope server answers at {address}; "
+        f"start one with `vitscope serve INDEX --listen {address}`."
+    )
 
 
 def from_status(code: grpc.StatusCode, details: str, address: str) -> VitscopeError:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vitscope.client.answer import Answer, Brief
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLayout:
@@ -65,8 +67,8 @@ class Model:
     """Element type of the forward pass."""
 
 
-@dataclass(frozen=True, slots=True)
-class Index:
+@dataclass(frozen=True, slots=True, repr=False)
+class Index(Answer):
     """One index of a server."""
 
     name: str
@@ -125,8 +127,8 @@ class PatchGrid:
     left: float
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PatchMaps:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class PatchMaps(Answer):
     """Patch maps of one layer: map i is of image `rows[i]` and channel `channels[i]`."""
 
     generation: str
@@ -147,8 +149,8 @@ class PatchMaps:
     indexed but for what the size of a batch does to the last bits. None means that none does."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PatchMap:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class PatchMap(Answer):
     """The activation of one channel over the patch grid of one image."""
 
     generation: str
@@ -163,8 +165,8 @@ class PatchMap:
     """Whether it comes from the server's live model instead of the index."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class TopImages:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class TopImages(Answer):
     """The images on which a channel scores highest."""
 
     generation: str
@@ -180,8 +182,8 @@ class TopImages:
     """How many images the filter let through; 0 where an older server does not tell."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ChannelStatistics:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ChannelStatistics(Answer):
     """Statistics of the scores of channels over all valid images. Axes: C channels, Q quantiles."""
 
     generation: str
@@ -220,8 +222,8 @@ class ScoredPatch:
     index does not tell, as old ones do not."""
 
 
-@dataclass(frozen=True, slots=True)
-class TopPatches:
+@dataclass(frozen=True, slots=True, repr=False)
+class TopPatches(Answer):
     """The patches of all images on which a channel is strongest."""
 
     generation: str
@@ -245,8 +247,8 @@ class ScoredChannel:
     """Where asked for: the share of valid images that score lower, from 0 to 1."""
 
 
-@dataclass(frozen=True, slots=True)
-class TopChannels:
+@dataclass(frozen=True, slots=True, repr=False)
+class TopChannels(Answer):
     """The channels that are strongest on an image, or on a part of it."""
 
     generation: str
@@ -255,8 +257,8 @@ class TopChannels:
     """Strongest first; among equals the earlier layer, then the lower channel."""
 
 
-@dataclass(frozen=True, slots=True)
-class SimilarChannels:
+@dataclass(frozen=True, slots=True, repr=False)
+class SimilarChannels(Answer):
     """The channels whose mean-pooled scores go with a channel's over the data set."""
 
     generation: str
@@ -267,8 +269,8 @@ class SimilarChannels:
     """Higher correlation first, then earlier layer, then lower channel."""
 
 
-@dataclass(frozen=True, slots=True)
-class SimilarImages:
+@dataclass(frozen=True, slots=True, repr=False)
+class SimilarImages(Answer):
     """The images nearest to one image in a layer's activation space."""
 
     generation: str
@@ -283,8 +285,8 @@ class SimilarImages:
     """Share of the true ten nearest that the search finds, measured when the index was built."""
 
 
-@dataclass(frozen=True, slots=True)
-class SimilarPatches:
+@dataclass(frozen=True, slots=True, repr=False)
+class SimilarPatches(Answer):
     """The patches nearest to one patch in a layer's activation space."""
 
     generation: str
@@ -303,8 +305,8 @@ class SimilarPatches:
     """Share of the true ten nearest that the search finds, measured when the index was built."""
 
 
-@dataclass(frozen=True, slots=True)
-class TopImagesAlong:
+@dataclass(frozen=True, slots=True, repr=False)
+class TopImagesAlong(Answer):
     """The images that lie farthest along a direction in a layer's activation space."""
 
     generation: str
@@ -330,8 +332,8 @@ class NamedDirections:
     """0 where it is one direction, else how many there are."""
 
 
-@dataclass(frozen=True, slots=True)
-class Directions:
+@dataclass(frozen=True, slots=True, repr=False)
+class Directions(Answer):
     """All directions that lie beside an index."""
 
     generation: str
@@ -339,8 +341,8 @@ class Directions:
     """By depth of the layer, then by name."""
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+@dataclass(frozen=True, slots=True, repr=False)
+class Image(Answer):
     """Name and picture of one row."""
 
     generation: str
@@ -377,8 +379,8 @@ class BoxScores:
     """Mean activation inside minus mean activation outside."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ChannelBoxScores:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ChannelBoxScores(Answer):
     """How far channels look at labelled boxes: means over images. Axis: C channels."""
 
     generation: str
@@ -411,8 +413,8 @@ class BoxedImage:
     scores: BoxScores
 
 
-@dataclass(frozen=True, slots=True)
-class TopImagesByBox:
+@dataclass(frozen=True, slots=True, repr=False)
+class TopImagesByBox(Answer):
     """The images on which a channel looks most, or least, at labelled boxes."""
 
     generation: str
@@ -424,8 +426,8 @@ class TopImagesByBox:
     """How many images have such a box and a map that is kept."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Scores:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Scores(Answer):
     """The scores of all images by channel. Axes: C channels, N images."""
 
     generation: str
@@ -437,8 +439,8 @@ class Scores:
     """(C, N), exactly as stored; NaN for images that could not be read."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ScoreBlock:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ScoreBlock(Answer):
     """A part of `Scores`: some channels on rows that follow each other."""
 
     generation: str
@@ -468,8 +470,8 @@ class ChannelChange:
     """Pearson's, between the two; NaN where either never changes."""
 
 
-@dataclass(frozen=True, slots=True)
-class ChangedChannels:
+@dataclass(frozen=True, slots=True, repr=False)
+class ChangedChannels(Answer):
     """The answer to `compare_channels`."""
 
     generation: str
@@ -492,8 +494,8 @@ class ChangedImage:
     difference: float
 
 
-@dataclass(frozen=True, slots=True)
-class ChangedImages:
+@dataclass(frozen=True, slots=True, repr=False)
+class ChangedImages(Answer):
     """The answer to `compare_images`."""
 
     generation: str
@@ -504,8 +506,8 @@ class ChangedImages:
     candidates: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ChannelMap:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ChannelMap(Brief):
     """The activation of one channel over the patch grid of a picture that was brought along."""
 
     layer: str
@@ -516,8 +518,8 @@ class ChannelMap:
     """Where the patches lie in the model's input."""
 
 
-@dataclass(frozen=True, slots=True)
-class Neighbours:
+@dataclass(frozen=True, slots=True, repr=False)
+class Neighbours(Answer):
     """The images nearest to a picture that was brought along, in one layer."""
 
     layer: str
@@ -529,8 +531,8 @@ class Neighbours:
     """Share of the true ten nearest that the search finds, measured when the index was built."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class AnalyzedImage:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class AnalyzedImage(Answer):
     """What channels make of a picture that was brought along."""
 
     generation: str

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
-import re
 import signal
-import socket
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,15 +17,26 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from vitscope.server.admission import Gates, limits_of
 from vitscope.server.errors import StartError
+from vitscope.server.guard import Guard, GuardOptions
+from vitscope.server.listening import cannot_listen, free_address, host_and_port
 from vitscope.server.liveoptions import LiveOptions
+from vitscope.server.metrics import Metrics, prepare_metrics, serve_metrics
 from vitscope.server.queries.model import LiveModel
+from vitscope.server.served import Served, index_paths
 from vitscope.server.service import ActivationService
 from vitscope.server.status import StatusInterceptor
 from vitscope.store import neighbours
-from vitscope.store.generation import Generation, open_generation
+from vitscope.store.generation import Generation
 from vitscope.v1 import service_pb2, service_pb2_grpc
 
+_MOST_WORKERS = 256
+_LONGEST_GRACE = 1e6
+HELD_BACK = frozenset((signal.SIGINT, signal.SIGHUP))
+"""Signals that a worker is started without, until it can tell what to make of them."""
+_NOTICE = 0.25
+"""Seconds from the news that the server ends to its taking no new call."""
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["ActivationService"].full_name
 
 
@@ -44,23 +53,22 @@ class Settings:
     threads: int = os.cpu_count() or 1
     live: LiveOptions | None = None
     """Whether and how to run the models of the indexes."""
-
-
-def open_indexes(paths: Sequence[Path]) -> dict[str, Generation]:
-    """Open the published generation of every index, by the name of its folder."""
-    generations: dict[str, Generation] = {}
-    for path in paths:
-        name = path.resolve().name
-        if name in generations:
-            raise StartError(f"Two indexes are called {name!r}; rename one of the folders.")
-        generations[name] = open_generation(path)
-    return generations
+    guard: GuardOptions = field(default_factory=GuardOptions)
+    """Who may ask, and over what."""
+    in_hand: Mapping[str, int] = field(default_factory=dict)
+    """Calls of a class that are answered or wait, where it is not the usual number."""
+    metrics: str = ""
+    """HOST:PORT where Prometheus asks; empty for none."""
+    shared_port: bool = False
+    """Whether other workers listen on the port too."""
+    follow: float = 1.0
+    """Seconds between two looks for newly published generations; 0 for none."""
 
 
 def load_live(
-    generations: Mapping[str, Generation], options: LiveOptions
+    names: Collection[str], options: LiveOptions, generations: Mapping[str, Generation]
 ) -> Mapping[str, LiveModel]:
-    """The live model of every index; raises `StartError` where there can be none."""
+    """The live models of some of the indexes called `names`; raises `StartError`."""
     try:
         # Nothing of torch is loaded without.
         from vitscope.server.live import load
@@ -69,79 +77,113 @@ def load_live(
             f"--live runs the models with the indexer's libraries, and {error.name} is not "
             "installed; install them with: pip install 'vitscope[server,indexer]'."
         ) from None
-    return load(generations, options)
+    return load(generations, options, names)
+
+
+def start(settings: Settings, workers: int, ready: Callable[[str], None]) -> None:
+    """Serve by so many processes until SIGINT or SIGTERM; `ready` gets the address.
+
+    Raises `StartError`, and what opening the indexes raises.
+    """
+    if not 1 <= workers <= _MOST_WORKERS:
+        raise StartError(f"--workers {workers} cannot be; give 1 to {_MOST_WORKERS}.")
+    _check_seconds(settings)
+    if settings.metrics:
+        settings.guard.check_metrics(settings.metrics)
+        prepare_metrics(several=workers > 1)
+    if workers == 1:
+        if settings.metrics:
+            serve_metrics(settings.metrics)
+        asyncio.run(serve(settings, ready))
+        return
+    from vitscope.server.workers import serve_side_by_side
+
+    serve_side_by_side(settings, workers, ready)
 
 
 async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM; calls `ready` with the address once it accepts calls."""
-    generations = open_indexes(settings.indexes)
-    # Before FAISS, which has to come after torch.
-    live = load_live(generations, settings.live) if settings.live else {}
+    _check_seconds(settings)
+    guard = Guard(settings.guard)
+    paths = index_paths(settings.indexes)
+    load = partial(load_live, paths, settings.live) if settings.live else None
+    # With the live models, before FAISS, which has to come after torch.
+    served = Served(paths, load)
     neighbours.prepare()
     # Requests share the cores: FAISS gets one thread for each of them.
     prepare = partial(neighbours.prepare, threads=1)
-    with ThreadPoolExecutor(settings.threads, "vitscope-query", prepare) as executor:
+    with closing(Gates(limits_of(settings.threads, settings.in_hand), prepare)) as gates:
         # Off, or a second server on the port would silently take half of the calls.
-        options = [("grpc.so_reuseport", 0)]
-        server = aio.server(interceptors=[StatusInterceptor()], options=options)
-        service = ActivationService(generations, executor, live)
+        options = [("grpc.so_reuseport", int(settings.shared_port))]
+        metrics = Metrics() if settings.metrics else None
+        ended = metrics.ended if metrics else None
+        interceptors = [*guard.interceptors(ended), StatusInterceptor(ended)]
+        server = aio.server(interceptors=interceptors, options=options)
+        service: Any = ActivationService(served, gates)
         service_pb2_grpc.add_ActivationServiceServicer_to_server(service, server)
-        checks = await _add_health(server)
+        checks = await _add_health(server, paths)
         if settings.reflection:
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
-        address = _bind(server, settings.listen)
+        address = _bind(server, settings, guard)
         stopped = _stop_event()
+        guard.follow_signals()
+        if multiprocessing.parent_process() is not None:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
         await server.start()
         ready(address)
+        tasks = [asyncio.create_task(served.follow(settings.follow or float("inf")))]
+        if metrics:
+            tasks.append(asyncio.create_task(metrics.watch(gates)))
         await stopped.wait()
+        for task in tasks:
+            task.cancel()
         await checks.enter_graceful_shutdown()
+        # Calls on their way arrive, and callers that watch the health go elsewhere: gRPC cancels
+        # what comes once it ends.
+        await asyncio.sleep(_NOTICE)
         await server.stop(settings.grace)
 
 
-async def _add_health(server: aio.Server) -> Any:
+def _check_seconds(settings: Settings) -> None:
+    if not (settings.follow == 0 or 0.05 <= settings.follow < float("inf")):
+        raise StartError("--follow is a number of seconds from 0.05 on, or 0 for never.")
+    if not 0 <= settings.grace <= _LONGEST_GRACE:
+        raise StartError(f"--grace {settings.grace} cannot be; give 0 to {_LONGEST_GRACE:.0f} s.")
+
+
+async def _add_health(server: aio.Server, names: Iterable[str]) -> Any:
+    """Health of the server, of the service, and of every index as `SERVICE/NAME`."""
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-    for name in ("", SERVICE):
+    for name in ("", SERVICE, *(f"{SERVICE}/{name}" for name in names)):
         await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
     return checks
 
 
-def _bind(server: aio.Server, listen: str) -> str:
-    host, _, port = listen.rpartition(":")
-    if not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
-        raise StartError(f"--listen {listen!r} is not HOST:PORT, such as 127.0.0.1:50051.")
+def _bind(server: aio.Server, settings: Settings, guard: Guard) -> str:
+    host, port = host_and_port("--listen", settings.listen)
     bound = 0
-    if _can_bind(host.strip("[]"), int(port)):
+    # The parent of several workers has asked already, and keeps the port.
+    if settings.shared_port or free_address(host.strip("[]"), port):
         with suppress(RuntimeError):
-            bound = server.add_insecure_port(listen)
+            bound = guard.add_port(server, settings.listen)
     if not bound:
-        raise StartError(
-            f"Cannot listen on {listen}: the port is in use or the host is not this machine's; "
-            "choose another with --listen HOST:PORT."
-        )
+        raise cannot_listen(settings.listen)
     return f"{host}:{bound}"
 
 
-def _can_bind(host: str, port: int) -> bool:
-    """Whether one address of `host` is free; gRPC would log lines of its own where none is."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        return False
-    for family, kind, protocol, _, address in found:
-        with suppress(OSError), socket.socket(family, kind, protocol) as probe:
-            # As gRPC does: connections that have just ended do not keep a port.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            return True
-    return False
-
-
 def _stop_event() -> asyncio.Event:
-    """Set by SIGINT and SIGTERM from now on."""
+    """Set by SIGINT and SIGTERM from now on, and for a worker by the death of its parent."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
+    if (parent := multiprocessing.parent_process()) is not None:
+        loop.add_reader(parent.sentinel, _parent_gone, loop, parent.sentinel, stopped)
     return stopped
+
+
+def _parent_gone(loop: asyncio.AbstractEventLoop, sentinel: int, stopped: asyncio.Event) -> None:
+    loop.remove_reader(sentinel)
+    stopped.set()

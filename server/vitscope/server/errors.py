@@ -3,7 +3,9 @@
     QueryError
     ├── InvalidArgumentError      a value that the field cannot take
     ├── NotFoundError             no such index, layer, channel or row
-    └── NotKeptHereError          the index is sound but did not keep what was asked for
+    ├── NotKeptHereError          the index is sound but did not keep what was asked for
+    ├── UnauthenticatedError      no token, or none that the server knows
+    └── OverloadedError           more than the server, or the token, takes at a time
     StartError                    the server cannot start
 
 Every message is one sentence that names the field or thing and the mend; none carries a path.
@@ -24,6 +26,18 @@ class NotFoundError(QueryError):
 
 class NotKeptHereError(QueryError):
     """FAILED_PRECONDITION on the wire."""
+
+
+class UnauthenticatedError(QueryError):
+    """UNAUTHENTICATED on the wire."""
+
+
+class OverloadedError(QueryError):
+    """RESOURCE_EXHAUSTED on the wire, with the time after which asking again may succeed."""
+
+    def __init__(self, sentence: str, pushback_ms: int) -> None:
+        super().__init__(sentence)
+        self.pushback_ms = pushback_ms
 
 
 class StartError(Exception):

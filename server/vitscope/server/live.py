@@ -6,7 +6,7 @@ The only module of the server that knows the indexer; it is loaded for `serve --
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,10 @@ _MOST_PICTURES = {"cpu": 8, "cuda": 32}
 """Of one forward, for which others wait; on a processor more take as long for each."""
 _THUMBNAIL_SIZE = 256
 """Longer side in pixels of a picture that is brought along, where the index keeps none."""
+
+
+_RUNNER = ThreadPoolExecutor(1, "vitscope-live")
+"""Of all models, those of a generation and of the next one too: one forward at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,28 +147,35 @@ class _Pictures:
         return self.source.read(int(self.places[row]))
 
 
-def load(generations: Mapping[str, Generation], options: LiveOptions) -> dict[str, Live]:
-    """The live model of each index; raises `StartError` where it is not what made the index."""
+def load(
+    generations: Mapping[str, Generation], options: LiveOptions, names: Collection[str]
+) -> dict[str, Live]:
+    """The live models of some of the indexes called `names`.
+
+    Raises `StartError` where one is not what made its index.
+    """
     given = [
-        by_index(flag, texts, generations)
+        by_index(flag, texts, names)
         for flag, texts in (
             ("--checkpoint", options.checkpoints),
             ("--data", options.data),
             ("--split", options.splits),
         )
     ]
-    runner = ThreadPoolExecutor(1, "vitscope-live")
     found = {}
-    for name, generation in generations.items():
-        checkpoint, data, split = (each.get(name) for each in given)
-        try:
-            # By its thread, so that no other has helpers of torch.
-            making = runner.submit(
-                _load, name, generation, checkpoint, data, split, options, runner
-            )
-            found[name] = making.result()
-        except IndexingError as error:
-            raise StartError(f"There is no live model of the index {name!r}: {error}") from error
+    # In a thread that ends, and its helpers of torch with it: forwards of what is served go on.
+    with ThreadPoolExecutor(1, "vitscope-load") as loader:
+        for name, generation in generations.items():
+            checkpoint, data, split = (each.get(name) for each in given)
+            try:
+                making = loader.submit(
+                    _load, name, generation, checkpoint, data, split, options, _RUNNER
+                )
+                found[name] = making.result()
+            except IndexingError as error:
+                raise StartError(
+                    f"There is no live model of the index {name!r}: {error}"
+                ) from error
     return found
 
 

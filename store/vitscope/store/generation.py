@@ -209,6 +209,32 @@ class Generation:
         """Patch maps (M, H, W) of a channel's kept top images at `ranks` (M,)."""
         return self._array(layer, layout.top_maps_name(pooling)).read(channel, ranks)
 
+    def check_files(self) -> None:
+        """Raise `DamagedIndexError` for a file that is missing or of another length.
+
+        What they hold is checked when it is read, and by `vitscope verify`.
+        """
+        self._files.check_sizes()
+
+    def warm(self, like: Generation) -> None:
+        """Read beforehand what questions to the generation before made that one hold.
+
+        Raises `DamagedIndexError` for what is not as it was published.
+        """
+        names = set(self.manifest.files)
+        for name in list(like._neighbours):
+            if name in names:
+                self._faiss(name)
+        for layer, pooling in list(like._statistics):
+            if self._has(layer, pooling):
+                self.statistics(layer, pooling)
+        for layer, pooling in list(like._hubs):
+            if self._has(layer, pooling):
+                self.hubs(layer, pooling)
+
+    def _has(self, layer: str, pooling: Pooling) -> bool:
+        return layer in self._layers and pooling in self._layers[layer].poolings
+
     def thumbnail(self, row: int) -> bytes:
         """The picture of an image as the model saw it, as a JPEG; empty where none is kept."""
         return self.rows.thumbnail(row) if self.manifest.thumbnail_size else b""

@@ -45,6 +45,20 @@ class PublishedFiles:
             )
         return data
 
+    def check_sizes(self) -> None:
+        """Raise `DamagedIndexError` for a file that is missing or of another length."""
+        for name, record in self._records.items():
+            path = self._path / name
+            try:
+                size = path.stat().st_size
+            except OSError as error:
+                how = f"cannot be read ({error.strerror})"
+            else:
+                how = f"has {size} bytes instead of {record.bytes}"
+                if size == record.bytes:
+                    continue
+            raise DamagedIndexError(f"File {name} of the index {how}; restore it from a copy.")
+
     def seals(self, group: str) -> Mapping[str, Checksums]:
         """The seals of a group's arrays, by name."""
         # Large, so that threads that ask at once wait for one to load them.

@@ -11,9 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vitscope.client.client import Client
+from vitscope.client.connection import Tls
+from vitscope.client.errors import UsageError
 from vitscope.client.filters import ImageFilter
+from vitscope.client.local import open_local
 from vitscope.client.requests import POOLINGS
-from vitscope.client.results import Image, ScoredChannel, ScoredImage, ScoredPatch
+from vitscope.client.results import ScoredChannel, ScoredImage, ScoredPatch
 from vitscope.client.text import table
 
 DEFAULT_SERVER = "127.0.0.1:50051"
@@ -24,10 +27,19 @@ def add_server(parser: argparse.ArgumentParser) -> None:
     """Which server, which of its indexes, and how long to wait."""
     parser.add_argument(
         "--server",
-        metavar="HOST:PORT",
+        metavar="HOST:PORT[,…]",
         default=os.environ.get("VITSCOPE_SERVER") or DEFAULT_SERVER,
-        help=f"the server to ask (default: VITSCOPE_SERVER, else {DEFAULT_SERVER})",
+        help="the server to ask, or its replicas in turn (default: VITSCOPE_SERVER, else "
+        f"{DEFAULT_SERVER})",
     )
+    parser.add_argument(
+        "--local",
+        metavar="FOLDER",
+        action="append",
+        default=[],
+        help="ask the index in this folder, or in several, without a server",
+    )
+    _add_trust(parser)
     parser.add_argument(
         "--index",
         metavar="NAME",
@@ -43,9 +55,41 @@ def add_server(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("trust (PEM files)")
+    add = group.add_argument
+    add("--tls", action="store_true", help="ask over TLS")
+    add("--tls-ca", metavar="FILE", help="authorities that vouch for the server")
+    add("--tls-cert", metavar="FILE", help="certificate of this client")
+    add("--tls-key", metavar="FILE", help="its key")
+    add("--tls-name", metavar="NAME", help="name in the server's certificate, if not the host")
+    add(
+        "--token-file",
+        metavar="FILE",
+        help="file whose first line is the token to ask with (default: the token VITSCOPE_TOKEN)",
+    )
+
+
 def connect(args: argparse.Namespace) -> Client:
     """The client that `add_server`'s arguments describe."""
-    return Client(args.server, timeout=args.timeout)
+    if args.local:
+        return open_local(*args.local)
+    files = {"roots": args.tls_ca, "certificate": args.tls_cert, "key": args.tls_key}
+    tls = None
+    if args.tls or args.tls_name or any(files.values()):
+        tls = Tls(**files, server_name=args.tls_name)
+    return Client(
+        args.server.split(","), timeout=args.timeout, tls=tls, token=_token(args.token_file)
+    )
+
+
+def _token(name: str | None) -> str | None:
+    if name is None:
+        return os.environ.get("VITSCOPE_TOKEN") or None
+    try:
+        return Path(name).read_text(encoding="ascii", errors="replace").partition("\n")[0].strip()
+    except OSError as error:
+        raise UsageError(f"Cannot read {name}: {error.strerror}.") from None
 
 
 def add_layer(parser: argparse.ArgumentParser) -> None:
@@ -318,11 +362,6 @@ def channels_json(channels: Iterable[ScoredChannel]) -> list[dict[str, object]]:
         | ({} if channel.percentile is None else {"percentile": channel.percentile})
         for channel in channels
     ]
-
-
-def display_name(image: ScoredImage | Image) -> str:
-    """What to call an image in a caption: its label, else its key."""
-    return image.label or image.key
 
 
 def report_written(path: Path) -> None:

@@ -10,13 +10,14 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from vitscope.client import tables
 from vitscope.client.client import Client
 from vitscope.client.commands import _common, _export
 from vitscope.client.commands.top_images import ranking, ranking_told
 from vitscope.client.errors import UsageError
 from vitscope.client.parquet import ParquetTable, parquet_target, require_pyarrow
 from vitscope.client.progress import Progress
-from vitscope.client.results import Image, Index, TopImages
+from vitscope.client.results import Image, Index
 
 _NAMES_AT_ONCE = 20_000
 _GROUP_BYTES = 128 << 20
@@ -26,60 +27,38 @@ _CALL_BYTES = 64 << 20
 
 def rows(args: argparse.Namespace) -> None:
     """The row list."""
-    columns = {"row": "int64", "key": "string", "label": "string", "valid": "bool"}
-    columns |= {"reason": "string", "width": "int32", "height": "int32"}
-    with _opened(args) as (client, index, path), _table(path, columns, index, {}) as table:
+    with _opened(args) as (client, index, path), _table(path, tables.ROWS, index, {}) as table:
         progress = Progress("images", index.rows)
         for some in _export.in_blocks(range(index.rows), _NAMES_AT_ONCE):
             images = _images(client, args, index, some)
-            table.write(
-                [
-                    [image.row for image in images],
-                    [image.key for image in images],
-                    [image.label for image in images],
-                    [image.valid for image in images],
-                    [None if image.valid else image.invalid_reason for image in images],
-                    [image.width for image in images],
-                    [image.height for image in images],
-                ]
-            )
+            table.write(tables.image_rows(images).values)
             progress.advance(len(images))
         progress.finish()
 
 
 def top_images(args: argparse.Namespace) -> None:
     """The top images of channels, a row for each."""
-    columns = {"channel": "int32", "rank": "int32", "row": "int64", "key": "string"}
-    columns |= {"label": "string", "score": "halffloat"}
-    if args.distinct:
-        columns |= {"distinctness": "double", "hubs": "int32"}
+    columns = tables.TOP | (tables.DISTINCT if args.distinct else {})
     asked = ranking(args)
     with _opened(args) as (client, index, path):
         channels = _export.chosen_channels(index, args)
         told = {"layer": args.layer, **ranking_told(args)}
         with _table(path, columns, index, told) as table:
             progress = Progress("channels", len(channels))
-            lines: list[tuple[object, ...]] = []
+            found: list[tables.Table] = []
+            waiting = 0
             for some in _export.in_blocks(channels, _export.CHANNELS_AT_ONCE):
                 for top in client.top_images_of_channels(args.layer, some, **asked):
                     _export.require_generation(index, top.generation)
-                    lines += _ranked(top)
-                    if len(lines) >= _NAMES_AT_ONCE:
-                        table.write(list(zip(*lines, strict=True)))
-                        lines = []
+                    found += [tables.table(top)] if top.images else []
+                    waiting += len(top.images)
+                    if waiting >= _NAMES_AT_ONCE:
+                        table.write(tables.joined(found).values)
+                        found, waiting = [], 0
                 progress.advance(len(some))
-            if lines:
-                table.write(list(zip(*lines, strict=True)))
+            if found:
+                table.write(tables.joined(found).values)
             progress.finish()
-
-
-def _ranked(top: TopImages) -> list[tuple[object, ...]]:
-    """A line for each image of an answer."""
-    return [
-        (top.channel, rank, image.row, image.key, image.label, np.float16(image.score))
-        + ((given.score, given.hubs) if (given := image.distinctness) else ())
-        for rank, image in enumerate(top.images, 1)
-    ]
 
 
 def statistics(args: argparse.Namespace) -> None:
@@ -90,23 +69,18 @@ def statistics(args: argparse.Namespace) -> None:
             args.layer, channels, pooling=args.pooling, index=args.index
         )
         _export.require_generation(index, found.generation)
-        levels = [f"q{level:g}" for level in found.quantile_levels.tolist()]
-        columns = {"channel": "int32", "mean": "double", "variance": "double", "active": "double"}
-        columns |= dict.fromkeys(levels, "float")
+        whole = tables.table(found)
         told = {"layer": args.layer, "pooling": args.pooling}
-        with _table(path, columns, index, told) as table:
-            moments = [found.mean, found.variance, found.active]
-            table.write([found.channels, *moments, *found.quantiles.T])
+        with _table(path, whole.columns, index, told) as table:
+            table.write(whole.values)
 
 
 def box_scores(args: argparse.Namespace) -> None:
     """How far channels look at labelled boxes, a row for each."""
-    columns = {"channel": "int32", "images": "int64", "inside_images": "int64"}
-    columns |= dict.fromkeys(("inside", "area", "auc", "contrast"), "double")
     with _opened(args) as (client, index, path):
         channels = _export.chosen_channels(index, args)
         told = {"layer": args.layer, "box_labels": args.of, "filter": _common.filter_told(args)}
-        with _table(path, columns, index, told) as table:
+        with _table(path, tables.BOXES, index, told) as table:
             progress = Progress("channels", len(channels))
             where = _common.filter_from(args)
             for some in _export.in_blocks(channels, _export.CHANNELS_AT_ONCE):
@@ -114,9 +88,7 @@ def box_scores(args: argparse.Namespace) -> None:
                     args.layer, some, box_labels=args.of, where=where, index=args.index
                 )
                 _export.require_generation(index, found.generation)
-                counted = [None] * len(some) if found.inside_images is None else found.inside_images
-                means = [found.inside, found.area, found.auc, found.contrast]
-                table.write([found.channels, found.images, counted, *means])
+                table.write(tables.table(found).values)
                 progress.advance(len(some))
             progress.finish()
 
@@ -126,7 +98,7 @@ def scores(args: argparse.Namespace) -> None:
     with _opened(args) as (client, index, path):
         channels = _export.chosen_channels(index, args)
         columns = {"row": "int64", "key": "string", "label": "string"}
-        columns |= {f"c{channel}": "halffloat" for channel in channels}
+        columns |= tables.score_columns(channels)
         # Scores come channel by channel and are written image by image: meanwhile they lie here.
         with _spool(path) as spool:
             _fetch(client, args, index, channels, spool, path)

@@ -46,12 +46,14 @@ def run(args: argparse.Namespace) -> int:
             index=args.index,
         )
         if target is not None:
+            from vitscope.client import sheets
             from vitscope.client.commands import _sheets
 
-            sections = [_sheets.analyzed_section(client, args.index, own, args.pooling)]
+            _sheets.require_few(len(own.channels))
+            sections = [sheets.analyzed_section(client, args.index, own, args.pooling)]
             # Deeper layers know more of what a picture shows.
             sections += [
-                _sheets.neighbours_section(client, args.index, own, near)
+                sheets.neighbours_section(client, args.index, own, near)
                 for near in own.neighbours[-1:]
             ]
             _sheets.save(target, sections)

@@ -86,10 +86,12 @@ def _images(client: Client, args: argparse.Namespace) -> int:
         k=args.k,
     )
     if target is not None:
+        from vitscope.client import sheets
         from vitscope.client.commands import _sheets
 
+        _sheets.require_few(2 * len(found.images))
         how = "greatest fall" if args.bottom else "greatest rise"
-        section = _sheets.changed_images_section(client, args.index, args.other, found, how)
+        section = sheets.changed_images_section(client, args.index, args.other, found, how)
         _sheets.save(target, [section])
     if args.json:
         _common.print_json(asdict(found))

@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from vitscope.client import sheets
     from vitscope.client.commands import _sheets
 
     target = png_target(args.png)
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
             )
             for layer, channel in shown
         )
-        sections = [_sheets.top_images_section(client, args.index, top) for top in tops]
+        sections = [sheets.top_images_section(client, args.index, top) for top in tops]
     _sheets.save(target, sections)
     return 0
 

@@ -27,9 +27,10 @@ def run(args: argparse.Namespace) -> int:
     with _common.connect(args) as client:
         answer = client.patch_map(args.layer, args.channel, args.row, index=args.index)
         if target is not None:
+            from vitscope.client import sheets
             from vitscope.client.commands import _sheets
 
-            _sheets.save(target, [_sheets.patch_map_section(client, args.index, answer)])
+            _sheets.save(target, [sheets.patch_map_section(client, args.index, answer)])
     if args.json:
         height, width = answer.values.shape
         _common.print_json(

@@ -23,9 +23,11 @@ def run(args: argparse.Namespace) -> int:
             args.layer, args.row, k=args.k, exact=args.exact, index=args.index
         )
         if target is not None:
+            from vitscope.client import sheets
             from vitscope.client.commands import _sheets
 
-            _sheets.save(target, [_sheets.similar_images_section(client, args.index, near)])
+            _sheets.require_few(1 + len(near.images))
+            _sheets.save(target, [sheets.similar_images_section(client, args.index, near)])
     if args.json:
         _common.print_json(
             {

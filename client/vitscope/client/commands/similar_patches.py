@@ -40,9 +40,11 @@ def run(args: argparse.Namespace) -> int:
             index=args.index,
         )
         if target is not None:
+            from vitscope.client import sheets
             from vitscope.client.commands import _sheets
 
-            _sheets.save(target, [_sheets.similar_patches_section(client, args.index, near)])
+            _sheets.require_few(1 + len(near.patches))
+            _sheets.save(target, [sheets.similar_patches_section(client, args.index, near)])
     if args.json:
         _common.print_json(
             {

@@ -46,12 +46,13 @@ def run(args: argparse.Namespace) -> int:
     with _common.connect(args) as client:
         answers = _answers(client, args, several, target is not None)
         if target is not None:
+            from vitscope.client import sheets
             from vitscope.client.commands import _sheets
 
             # Drawn first: where that cannot be, nothing is printed either.
             tops = _sheets.few(answers)
             sections = [
-                _sheets.top_images_section(client, args.index, top, _how(args)) for top in tops
+                sheets.top_images_section(client, args.index, top, _how(args)) for top in tops
             ]
             _sheets.save(target, sections)
             answers = iter(tops)

@@ -55,9 +55,11 @@ def run(args: argparse.Namespace) -> int:
             index=args.index,
         )
         if target is not None:
+            from vitscope.client import sheets
             from vitscope.client.commands import _sheets
 
-            _sheets.save(target, [_sheets.along_section(client, args.index, along, name)])
+            _sheets.require_few(len(along.images))
+            _sheets.save(target, [sheets.along_section(client, args.index, along, name)])
     if args.json:
         _common.print_json(
             {

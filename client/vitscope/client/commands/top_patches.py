@@ -23,9 +23,11 @@ def run(args: argparse.Namespace) -> int:
             args.layer, args.channel, k=args.k, where=_common.filter_from(args), index=args.index
         )
         if target is not None:
+            from vitscope.client import sheets
             from vitscope.client.commands import _sheets
 
-            _sheets.save(target, [_sheets.top_patches_section(client, args.index, top)])
+            _sheets.require_few(len(top.patches))
+            _sheets.save(target, [sheets.top_patches_section(client, args.index, top)])
     if args.json:
         _common.print_json(
             {

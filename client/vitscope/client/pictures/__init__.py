@@ -6,7 +6,7 @@ cell = Cell(picture, maps.values[0], "1  fox", "9.41", maps.grid)
 contact_sheet("blocks.5.mlp · channel 7", [cell])
 """
 
-from vitscope.client.pictures.files import decode, png_bytes, save_png
+from vitscope.client.pictures.files import decode, png_bytes, save_png, sheet_png
 from vitscope.client.pictures.overlay import heat, mask, overlay
 from vitscope.client.pictures.sheet import Cell, Section, contact_sheet, gallery_sheet
 
@@ -21,4 +21,5 @@ __all__ = [
     "overlay",
     "png_bytes",
     "save_png",
+    "sheet_png",
 ]

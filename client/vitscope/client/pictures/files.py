@@ -38,8 +38,13 @@ def png_bytes(pixels: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def save_png(sheet: Image.Image, path: Path) -> None:
-    """Write `sheet`, in RGB, to `path` whole or not at all; its colours move by up to 2 of 255."""
+def sheet_png(sheet: Image.Image) -> bytes:
+    """`sheet`, in RGB, as a PNG of moderate size; its colours move by up to 2 of 255."""
     buffer = io.BytesIO()
     sheet.point(_SHADES).save(buffer, "PNG", optimize=True)
-    write_atomically(path, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def save_png(sheet: Image.Image, path: Path) -> None:
+    """Write `sheet_png` of it to `path` whole or not at all."""
+    write_atomically(path, sheet_png(sheet))

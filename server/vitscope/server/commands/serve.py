@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitscope.server.config import Options
+
 if TYPE_CHECKING:
     from vitscope.server.liveoptions import LiveOptions
 
@@ -14,22 +16,70 @@ EXTRA = "server"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    add = parser.add_argument
-    add("paths", type=Path, nargs="+", metavar="INDEX", help="folder of an index")
+    options = Options(parser, "VITSCOPE_SERVE_")
+    add = options.add
+    add("indexes", type=Path, nargs="*", metavar="INDEX", help="folder of an index")
     add(
         "--listen",
         default="127.0.0.1:50051",
         metavar="HOST:PORT",
         help="address (default 127.0.0.1:50051); port 0 takes a free one",
     )
+    add(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that share the port (default 1)",
+    )
     add("--reflection", action="store_true", help="let tools such as grpcurl list the service")
     add("--grace", type=float, default=10.0, help="seconds for calls in flight at the end")
-    _add_live(parser)
+    add(
+        "--in-hand",
+        default="",
+        metavar="CLASS=N,…",
+        help="calls of a class (light, scan, model) that may be answered or wait at a time, in "
+        "each process; more are refused (default: light 32 for each core, scan 4 for two cores, "
+        "model 8)",
+    )
+    add("--metrics", default="", metavar="HOST:PORT", help="answer Prometheus over HTTP there")
+    add(
+        "--follow",
+        type=float,
+        default=1.0,
+        metavar="SECONDS",
+        help="how often to look for a newly published generation, which is then served instead; 0 "
+        "for never (default 1)",
+    )
+    _add_guard(options)
+    _add_live(options)
 
 
-def _add_live(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("live model (of several indexes each says NAME=…)")
-    add = group.add_argument
+def _add_guard(options: Options) -> None:
+    add = options.group("who may ask, and over what")
+    add("--tls-cert", type=Path, metavar="FILE", help="the server's certificate and chain, PEM")
+    add("--tls-key", type=Path, metavar="FILE", help="its key, PEM")
+    add(
+        "--tls-client-ca",
+        type=Path,
+        metavar="FILE",
+        help="admit only callers with a certificate of these authorities, PEM",
+    )
+    add(
+        "--tokens",
+        type=Path,
+        metavar="FILE",
+        help="admit only callers with a token; lines of `vitscope token`",
+    )
+    add(
+        "--insecure",
+        action="store_true",
+        help="listen where other machines reach it without TLS",
+    )
+
+
+def _add_live(options: Options) -> None:
+    add = options.group("live model (of several indexes each says NAME=…)")
     add(
         "--live",
         action="store_true",
@@ -87,20 +137,33 @@ def _live_from(args: argparse.Namespace) -> LiveOptions | None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM."""
-    import asyncio
-    import logging
+    options = args.options
+    args, only_print = options.resolve(args), args.print_config
+    if only_print:
+        print(options.to_toml(args), end="")
+        return 0
+    from vitscope.server.admission import in_hand_from
+    from vitscope.server.app import Settings, start
+    from vitscope.server.guard import GuardOptions
+    from vitscope.server.log import set_up
 
-    from vitscope.server.app import Settings, serve
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    # FAISS tells how it probed the processor.
-    logging.getLogger("faiss").setLevel(logging.WARNING)
+    set_up()
     settings = Settings(
-        indexes=args.paths,
+        indexes=args.indexes,
         listen=args.listen,
         reflection=args.reflection,
         grace=args.grace,
+        follow=args.follow,
+        metrics=args.metrics,
+        in_hand=in_hand_from(args.in_hand),
         live=_live_from(args),
+        guard=GuardOptions(
+            tls_cert=args.tls_cert,
+            tls_key=args.tls_key,
+            tls_client_ca=args.tls_client_ca,
+            tokens=args.tokens,
+            insecure=args.insecure,
+        ),
     )
-    asyncio.run(serve(settings, lambda address: print(f"Serving on {address}", flush=True)))
+    start(settings, args.workers, lambda address: print(f"Serving on {address}", flush=True))
     return 0

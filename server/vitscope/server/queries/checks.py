@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from vitscope.server.errors import InvalidArgumentError, NotFoundError, NotKeptHereError
 from vitscope.store.errors import NotKeptError
@@ -13,19 +14,19 @@ from vitscope.store.geometry import Rectangle
 from vitscope.store.manifest import LayerRecord, Pooling
 from vitscope.store.text import counted
 
+_T = TypeVar("_T")
+
 DEFAULT_K = 20
 MAX_K = 10_000
 
 
-def find_index(
-    generations: Mapping[str, Generation], name: str, field: str = "index"
-) -> Generation:
+def find_index(indexes: Mapping[str, _T], name: str, field: str = "index") -> _T:
     """The index called `name`; an empty name means the only one. `field` is where it is named."""
-    if name in generations:
-        return generations[name]
-    if not name and len(generations) == 1:
-        return next(iter(generations.values()))
-    known = ", ".join(sorted(generations))
+    if name in indexes:
+        return indexes[name]
+    if not name and len(indexes) == 1:
+        return next(iter(indexes.values()))
+    known = ", ".join(sorted(indexes))
     if not name:
         raise InvalidArgumentError(f"{field} is not given, and there are several: {known}.")
     raise NotFoundError(f"{field}: there is no index {name[:80]!r}; this server holds: {known}.")

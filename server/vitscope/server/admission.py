@@ -1,0 +1,183 @@
+"""How many calls are in hand: the rest are refused at once instead of waiting without end.
+
+Calls of a class wait for its threads; what waits longer than it is answered would only make
+everybody wait. A refused caller is told when to come again, as gRPC's retries understand it
+(https://github.com/grpc/proposal/blob/master/A6-client-retries.md, pushback).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from threading import Event
+from typing import Any, TypeVar, get_args
+
+from vitscope.server.errors import OverloadedError, StartError
+from vitscope.server.going import run_for
+from vitscope.server.questions import Cost
+
+_T = TypeVar("_T")
+
+_STREAMS = 8
+"""Open streams for each call that may be in hand: most wait for their callers to read."""
+
+PUSHBACK_MS: Mapping[Cost, int] = {"light": 20, "scan": 500, "model": 1_000}
+"""After how long a refused caller may come again: about as long as an answer takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of one class."""
+
+    threads: int
+    in_hand: int
+    """Calls that are being answered or wait for a thread."""
+
+    @property
+    def streams(self) -> int:
+        """Streams that may be open, in hand or between two of their parts."""
+        return _STREAMS * self.in_hand
+
+
+def limits_of(cores: int, in_hand: Mapping[str, int]) -> dict[Cost, Limits]:
+    """Of all classes, where `in_hand` says nothing else of one; raises `StartError`."""
+    few = max(1, cores // 2)
+    limits: dict[Cost, Limits] = {
+        # As many as are answered within some tens of milliseconds.
+        "light": Limits(cores, 32 * cores),
+        "scan": Limits(few, 4 * few),
+        # Forwards are run one after the other; pictures are decoded beside them.
+        "model": Limits(2, 8),
+    }
+    for name in in_hand.keys() - limits.keys():
+        raise StartError(f"--in-hand names {name!r}; the classes are {', '.join(limits)}.")
+    for cost, usual in limits.items():
+        count = in_hand.get(cost, usual.in_hand)
+        if count < 1:
+            raise StartError(f"--in-hand {cost}={count} cannot be; give at least 1.")
+        limits[cost] = Limits(min(usual.threads, count), count)
+    return limits
+
+
+def in_hand_from(text: str) -> dict[str, int]:
+    """What `light=64,scan=4` says; raises `StartError` where it is no such text."""
+    found: dict[str, int] = {}
+    for part in text.split(",") if text else ():
+        name, _, number = (each.strip() for each in part.partition("="))
+        if not name or not re.fullmatch("[0-9]{1,9}", number):
+            raise StartError(f"--in-hand has {part!r}, which is no CLASS=N, such as light=64.")
+        found[name] = int(number)
+    return found
+
+
+class Gate:
+    """The threads of one class and the calls in hand; used by the event loop's thread alone."""
+
+    def __init__(self, cost: Cost, limits: Limits, prepare: Callable[[], object]) -> None:
+        """`prepare` is called in every thread before its first work."""
+        self.cost = cost
+        self.limits = limits
+        self.in_hand = 0
+        self.streams = 0
+        """That are open."""
+        self.refused = 0
+        self._given_up: set[Event] = set()
+        """Of the work in hand; set where nobody waits for it any more."""
+        self._executor = ThreadPoolExecutor(limits.threads, f"vitscope-{cost}", prepare)
+
+    async def run(self, work: Callable[[], _T], *, again: bool = False) -> _T:
+        """What `work` gives in a thread; it is told where its caller goes away meanwhile.
+
+        Raises `OverloadedError` where as many calls are in hand as may be; `again` for the next
+        part of a stream, which was let in before and is not refused.
+        """
+        if self.in_hand >= self.limits.in_hand and not again:
+            raise self._too_many(
+                f"The server has {self.in_hand} calls of the class {self.cost!r} in hand"
+            )
+        gone = Event()
+        loop = asyncio.get_running_loop()
+        running = self._executor.submit(run_for, gone, work)
+        # Not before: what raises there is not in hand.
+        self.in_hand += 1
+        self._given_up.add(gone)
+        try:
+            result = await asyncio.wrap_future(running)
+        except asyncio.CancelledError:
+            # The thread is at it until the work asks for its caller.
+            gone.set()
+            running.add_done_callback(partial(self._left, loop, gone))
+            raise
+        except BaseException:
+            self._leave(gone)
+            raise
+        self._leave(gone)
+        return result
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """An open stream, from its first part to its last; raises `OverloadedError`.
+
+        Between its parts it is not in hand, and there would be no end of them otherwise.
+        """
+        if self.streams >= self.limits.streams:
+            raise self._too_many(
+                f"The server has {self.streams} streams of the class {self.cost!r} open"
+            )
+        self.streams += 1
+        try:
+            yield
+        finally:
+            self.streams -= 1
+
+    def _too_many(self, what: str) -> OverloadedError:
+        self.refused += 1
+        return OverloadedError(
+            f"{what}, as many as it takes at a time; ask again in a moment.",
+            PUSHBACK_MS[self.cost],
+        )
+
+    def _left(self, loop: asyncio.AbstractEventLoop, gone: Event, _: Future[Any]) -> None:
+        # No loop any more at the end of the server.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(self._leave, gone)
+
+    def _leave(self, gone: Event) -> None:
+        self.in_hand -= 1
+        self._given_up.discard(gone)
+
+    def give_up(self) -> None:
+        """Take no more work, and tell all in hand that nobody waits for it."""
+        for gone in self._given_up:
+            gone.set()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def close(self) -> None:
+        """Give up work in hand, and wait for it to notice."""
+        self.give_up()
+        self._executor.shutdown()
+
+
+class Gates:
+    """One for each class."""
+
+    def __init__(self, limits: Mapping[Cost, Limits], prepare: Callable[[], object]) -> None:
+        self._gates = {cost: Gate(cost, limits[cost], prepare) for cost in get_args(Cost)}
+
+    def __getitem__(self, cost: Cost) -> Gate:
+        return self._gates[cost]
+
+    def __iter__(self) -> Iterator[Gate]:
+        return iter(self._gates.values())
+
+    def close(self) -> None:
+        """Give up all work in hand, and wait for it to notice."""
+        for gate in self:
+            gate.give_up()
+        for gate in self:
+            gate.close()
