@@ -310,11 +310,14 @@ def test_a_lost_pointer_is_damage_where_there_are_generations(synthetic_copy: Pa
         open_generation(synthetic_copy)
 
 
-def test_a_generation_goes_with_its_last_reference(synthetic: Synthetic) -> None:
-    """Its lock and its caches with it, without waiting for the cyclic collector."""
+def test_a_generation_goes_with_its_last_reference(synthetic_copy: Path) -> None:
+    """Its lock and its caches with it, without waiting for the cyclic collector.
+
+    Of a copy: clients of this process may read the index that all tests share.
+    """
     gc.disable()
     try:
-        generation = open_generation(synthetic.path)
+        generation = open_generation(synthetic_copy)
         layer = generation.manifest.layers[0].name
         generation.scores(layer, "mean", 0)
         generation.rows.record(0)
