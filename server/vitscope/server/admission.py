@@ -50,7 +50,7 @@ def limits_of(cores: int, in_hand: Mapping[str, int]) -> dict[Cost, Limits]:
     limits: dict[Cost, Limits] = {
         # As many as are answered within some tens of milliseconds.
         "light": Limits(cores, 32 * cores),
-        "scan": Limits(few, 4 * few),
+        "scan": Limits(few, 16 * few),
         # Forwards are run one after the other; pictures are decoded beside them.
         "model": Limits(2, 8),
     }

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="",
         metavar="CLASS=N,…",
         help="calls of a class (light, scan, model) that may be answered or wait at a time, in "
-        "each process; more are refused (default: light 32 for each core, scan 4 for two cores, "
+        "each process; more are refused (default: light 32 for each core, scan 16 for two cores, "
         "model 8)",
     )
     add("--metrics", default="", metavar="HOST:PORT", help="answer Prometheus over HTTP there")
