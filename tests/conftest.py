@@ -7,7 +7,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -42,12 +42,12 @@ def synthetic_copy(synthetic: Synthetic, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    """Starts server processes, `serve(index, …, options=[…])`, and ends them."""
+    """Starts server processes, `serve(index, …, options=(…))`, and ends them."""
     started: list[ServerProcess] = []
 
-    def start(*indexes: Path, options: tuple[str, ...] = ()) -> ServerProcess:
+    def start(*indexes: Path, options: tuple[str, ...] = (), **how: Any) -> ServerProcess:
         errors = tmp_path_factory.mktemp("server") / "stderr"
-        started.append(ServerProcess(*indexes, options=options, errors=errors))
+        started.append(ServerProcess(*indexes, options=options, errors=errors, **how))
         return started[-1]
 
     yield start

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -414,12 +416,22 @@ def top_arrays(
 class ServerProcess:
     """A `vitscope serve` of its own process, on a free port unless told otherwise."""
 
-    def __init__(self, *indexes: Path, options: Sequence[str] = (), errors: Path) -> None:
-        command = [str(VITSCOPE), "serve", *map(str, indexes), "--listen", "127.0.0.1:0", *options]
+    def __init__(
+        self,
+        *indexes: Path,
+        options: Sequence[str] = (),
+        errors: Path,
+        program: Sequence[str] = (str(VITSCOPE),),
+        environ: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """`program` stands for the console script, `environ` is set besides."""
+        command = [*program, "serve", *map(str, indexes), "--listen", "127.0.0.1:0", *options]
         self.errors = errors
         """Where its stderr goes."""
         with errors.open("wb") as file:
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file)
+            self.process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=file, env={**os.environ, **environ}
+            )
         # A server that never says its line must not hang the tests.
         guard = threading.Timer(_STARTING_SECONDS, self.process.kill)
         guard.start()

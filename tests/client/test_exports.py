@@ -31,7 +31,7 @@ def defined_in(module: types.ModuleType) -> set[str]:
 
 def test_all_names_every_public_class() -> None:
     expected = defined_in(errors) | defined_in(results) | defined_in(client) | defined_in(aio)
-    expected |= defined_in(filters) | {"Retries", "Tls", "open_local"}
+    expected |= defined_in(filters) | {"Retries", "Tls", "open_local", "request_id"}
     assert set(vitscope.client.__all__) == expected
 
 

@@ -33,6 +33,10 @@ DEFAULTS: dict[str, Any] = {
     "in_hand": "",
     "metrics": "",
     "follow": 1.0,
+    "log_format": "text",
+    "log_level": "info",
+    "log_calls": "none",
+    "otel": None,
 }
 # Neither a flag's dashes nor a list's bracket, and not empty, which the environment cannot say.
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(
@@ -52,6 +56,10 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "in_hand": TEXTS,
     "metrics": TEXTS,
     "follow": st.floats(0, 1e9),
+    "log_format": st.sampled_from(["text", "json"]),
+    "log_level": st.sampled_from(["debug", "info", "warning", "error"]),
+    "log_calls": st.sampled_from(["none", "failed", "all"]),
+    "otel": st.booleans(),
 }
 SOURCE = st.fixed_dictionaries({}, optional=VALUES)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import resource
 import signal
@@ -165,7 +164,7 @@ def test_a_file_that_a_worker_may_not_read_is_told_by_its_name() -> None:
     with public_folder() as folder:
         path = build(folder / "zoo").path
         with locked(path / "CURRENT"):
-            _work(Settings(indexes=[path], listen="127.0.0.1:0"), tells, logging.WARNING)
+            _work(Settings(indexes=[path], listen="127.0.0.1:0"), tells, 0)
     said = told.recv()
     assert (type(said), said.filename) == (PermissionError, str(path / "CURRENT"))
 

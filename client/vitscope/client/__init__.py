@@ -9,7 +9,7 @@ Pictures are drawn by `vitscope.client.pictures`.
 
 from vitscope.client.aio import AsyncClient
 from vitscope.client.client import Client
-from vitscope.client.connection import Retries, Tls
+from vitscope.client.connection import Retries, Tls, request_id
 from vitscope.client.errors import (
     AccessError,
     CancelledError,
@@ -124,4 +124,5 @@ __all__ = [
     "UsageError",
     "VitscopeError",
     "open_local",
+    "request_id",
 ]

@@ -12,7 +12,14 @@ from google.protobuf.message import Message
 from vitscope.client import convert, requests, scores
 from vitscope.client.answer import A, Source, with_source
 from vitscope.client.client import Client
-from vitscope.client.connection import RETRIES, Connection, Retries, Tls, picture_bytes
+from vitscope.client.connection import (
+    RETRIES,
+    Connection,
+    Retries,
+    Tls,
+    picture_bytes,
+    with_request_id,
+)
 from vitscope.client.errors import UsageError, rpc_errors
 from vitscope.client.filters import ImageFilter
 from vitscope.client.results import (
@@ -77,11 +84,11 @@ class AsyncClient:
 
     async def _ask(self, method: Callable[..., Awaitable[_T]], request: Message) -> _T:
         with rpc_errors(self._connection.name):
-            return await method(request, **self._connection.told)
+            return await method(request, **with_request_id(self._connection.told))
 
     async def _each(self, method: Callable[..., Any], request: Message) -> AsyncIterator[Any]:
         with rpc_errors(self._connection.name):
-            call = method(request, **self._connection.told)
+            call = method(request, **with_request_id(self._connection.told))
             try:
                 async for reply in call:
                     yield reply

@@ -10,7 +10,14 @@ from google.protobuf.message import Message
 
 from vitscope.client import convert, requests, scores
 from vitscope.client.answer import A, Source, with_source
-from vitscope.client.connection import RETRIES, Connection, Retries, Tls, picture_bytes
+from vitscope.client.connection import (
+    RETRIES,
+    Connection,
+    Retries,
+    Tls,
+    picture_bytes,
+    with_request_id,
+)
 from vitscope.client.errors import rpc_errors
 from vitscope.client.filters import ImageFilter
 from vitscope.client.results import (
@@ -80,11 +87,11 @@ class Client:
 
     def _ask(self, method: Callable[..., _T], request: Message) -> _T:
         with rpc_errors(self._name):
-            return method(request, **self._told)
+            return method(request, **with_request_id(self._told))
 
     def _each(self, method: Callable[..., Iterator[_T]], request: Message) -> Iterator[_T]:
         with rpc_errors(self._name):
-            yield from method(request, **self._told)
+            yield from method(request, **with_request_id(self._told))
 
     def close(self) -> None:
         """Let the connection go; calls under way end with `CancelledError`."""

@@ -5,14 +5,16 @@ import json
 import os
 import re
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-from vitscope.client.errors import UsageError
+from vitscope.client.errors import REQUEST_ID, SANE, UsageError
 
 _ADDRESS = re.compile(
     r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\s:/,\[\]]+):(?P<port>[0-9]{1,5})",
@@ -205,6 +207,38 @@ class Connection:
         if self.tls and self.tls.server_name:
             options.append(("grpc.ssl_target_name_override", self.tls.server_name))
         return [*options, ("grpc.service_config", json.dumps(config))]
+
+
+_request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+
+
+@contextmanager
+def request_id(text: str) -> Iterator[None]:
+    """Have calls that begin in the block known by `text` in the server's log, as by your own.
+
+    with request_id("import-4711"):
+        client.top_images("blocks.5.mlp", 7)
+
+    1 to 128 printable characters of ASCII without blanks, or `UsageError`. Holds for this thread
+    or task. Without, the server makes one of each call; errors have it as `request_id`.
+    """
+    if not SANE.fullmatch(text):
+        raise UsageError(
+            f"{text[:80]!r} is no request id; give 1 to 128 letters, digits and signs of ASCII."
+        )
+    before = _request_id.set(text)
+    try:
+        yield
+    finally:
+        _request_id.reset(before)
+
+
+def with_request_id(told: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What goes with a call, and the id where one was given."""
+    given = _request_id.get()
+    if given is None:
+        return told
+    return {**told, "metadata": (*told.get("metadata", ()), (REQUEST_ID, given))}
 
 
 def _numbers(address: str) -> list[tuple[str, str]]:

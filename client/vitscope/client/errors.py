@@ -19,10 +19,16 @@
 Each names an `exit_code` for the command line.
 """
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import grpc
+
+REQUEST_ID = "x-request-id"
+"""Metadata by which a call is known in the server's log."""
+SANE = re.compile(r"[!-~]{1,128}")
+"""What a server takes for such an id."""
 
 
 class VitscopeError(Exception):
@@ -35,6 +41,8 @@ class VitscopeError(Exception):
     """
 
     exit_code = 5
+    request_id: str | None = None
+    """By which the server's log knows the call; None where no server answered."""
 
 
 class UsageError(VitscopeError):
@@ -150,12 +158,25 @@ def _unavailable(address: str, details: str) -> str:
     )
 
 
-def from_status(code: grpc.StatusCode, details: str, address: str) -> VitscopeError:
+def from_status(
+    code: grpc.StatusCode, details: str, address: str, request_id: str | None = None
+) -> VitscopeError:
     """The exception for a status that is not OK, with one sentence."""
     kind = EXCEPTIONS[code]
     details = _sentence(details) or f"Status {code.name} came without a reason."
     sentence = _SENTENCES.get(kind)
-    return kind(sentence(address, details) if sentence else details)
+    text = sentence(address, details) if sentence else details
+    if kind is ServerError and request_id and request_id not in text:
+        text = f"{text[:-1]} (request_id {request_id}){text[-1]}"
+    error = kind(text)
+    error.request_id = request_id
+    return error
+
+
+def request_id_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | None:
+    """The id that a server has sent along; None where there is none to show."""
+    found = [value for key, value in metadata or () if key == REQUEST_ID]
+    return found[0] if found and isinstance(found[0], str) and SANE.fullmatch(found[0]) else None
 
 
 def _sentence(text: str) -> str:
@@ -172,4 +193,5 @@ def rpc_errors(address: str) -> Iterator[None]:
     except grpc.RpcError as error:
         if not isinstance(error, grpc.Call | grpc.aio.AioRpcError):
             raise ServerError(_sentence(f"The call to {address} failed: {error}")) from None
-        raise from_status(error.code(), error.details() or "", address) from None
+        told = request_id_of(error.trailing_metadata())
+        raise from_status(error.code(), error.details() or "", address, told) from None

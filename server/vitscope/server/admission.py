@@ -12,11 +12,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from threading import Event
 from typing import Any, TypeVar, get_args
 
+from vitscope.server.calls import current, measured
 from vitscope.server.errors import OverloadedError, StartError
 from vitscope.server.going import run_for
 from vitscope.server.questions import Cost
@@ -102,7 +104,10 @@ class Gate:
             )
         gone = Event()
         loop = asyncio.get_running_loop()
-        running = self._executor.submit(run_for, gone, work)
+        if (call := current.get()) is not None:
+            work = measured(call, work)
+        # In the call's context, so that lines of the log know theirs.
+        running = self._executor.submit(copy_context().run, run_for, gone, work)
         # Not before: what raises there is not in hand.
         self.in_hand += 1
         self._given_up.add(gone)

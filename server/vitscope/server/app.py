@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,13 @@ from vitscope.server.errors import StartError
 from vitscope.server.guard import Guard, GuardOptions
 from vitscope.server.listening import cannot_listen, free_address, host_and_port
 from vitscope.server.liveoptions import LiveOptions
+from vitscope.server.log import LogOptions, call_log
 from vitscope.server.metrics import Metrics, prepare_metrics, serve_metrics
 from vitscope.server.queries.model import LiveModel
 from vitscope.server.served import Served, index_paths
 from vitscope.server.service import ActivationService
 from vitscope.server.status import StatusInterceptor
+from vitscope.server.tracing import Traces, wants_traces
 from vitscope.store import neighbours
 from vitscope.store.generation import Generation
 from vitscope.v1 import service_pb2, service_pb2_grpc
@@ -63,6 +65,9 @@ class Settings:
     """Whether other workers listen on the port too."""
     follow: float = 1.0
     """Seconds between two looks for newly published generations; 0 for none."""
+    log: LogOptions = field(default_factory=LogOptions)
+    otel: bool | None = None
+    """Whether spans go to a collector; None where OpenTelemetry's variables say."""
 
 
 def load_live(
@@ -88,6 +93,7 @@ def start(settings: Settings, workers: int, ready: Callable[[str], None]) -> Non
     if not 1 <= workers <= _MOST_WORKERS:
         raise StartError(f"--workers {workers} cannot be; give 1 to {_MOST_WORKERS}.")
     _check_seconds(settings)
+    settings = replace(settings, otel=wants_traces(settings.otel))
     if settings.metrics:
         settings.guard.check_metrics(settings.metrics)
         prepare_metrics(several=workers > 1)
@@ -116,8 +122,13 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
         # Off, or a second server on the port would silently take half of the calls.
         options = [("grpc.so_reuseport", int(settings.shared_port))]
         metrics = Metrics() if settings.metrics else None
-        ended = metrics.ended if metrics else None
-        interceptors = [*guard.interceptors(ended), StatusInterceptor(ended)]
+        traces = Traces() if settings.otel else None
+        log_call = call_log(settings.log)
+        # Traces first: what is logged of a call names its trace.
+        told = (traces and traces.ended, metrics and metrics.ended, log_call)
+        observers = [each for each in told if each]
+        status = StatusInterceptor(observers, peers=bool(traces or log_call))
+        interceptors = [status, *guard.interceptors()]
         server = aio.server(interceptors=interceptors, options=options)
         service: Any = ActivationService(served, gates)
         service_pb2_grpc.add_ActivationServiceServicer_to_server(service, server)
@@ -126,6 +137,8 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
         address = _bind(server, settings, guard)
+        if traces:
+            traces.address = address
         stopped = _stop_event()
         guard.follow_signals()
         if multiprocessing.parent_process() is not None:
@@ -143,6 +156,8 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
         # what comes once it ends.
         await asyncio.sleep(_NOTICE)
         await server.stop(settings.grace)
+        if traces:
+            await traces.close()
 
 
 def _check_seconds(settings: Settings) -> None:

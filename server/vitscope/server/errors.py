@@ -5,6 +5,7 @@
     ├── NotFoundError             no such index, layer, channel or row
     ├── NotKeptHereError          the index is sound but did not keep what was asked for
     ├── UnauthenticatedError      no token, or none that the server knows
+    ├── UnknownMethodError        a question that this server does not know
     └── OverloadedError           more than the server, or the token, takes at a time
     StartError                    the server cannot start
 
@@ -30,6 +31,10 @@ class NotKeptHereError(QueryError):
 
 class UnauthenticatedError(QueryError):
     """UNAUTHENTICATED on the wire."""
+
+
+class UnknownMethodError(QueryError):
+    """UNIMPLEMENTED on the wire."""
 
 
 class OverloadedError(QueryError):

@@ -7,7 +7,6 @@ import ipaddress
 import logging
 import signal
 import socket
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,8 @@ import grpc
 from grpc import aio
 from grpc_health.v1 import health
 
-from vitscope.server.errors import OverloadedError, StartError, UnauthenticatedError
-from vitscope.server.status import CODES, Ended, pushback_of
+from vitscope.server.calls import current
+from vitscope.server.errors import StartError
 from vitscope.server.tls import Tls, TlsFiles
 from vitscope.server.tokens import TokenFile
 
@@ -76,9 +75,9 @@ class Guard:
         self._tls = Tls(files) if files else None
         self._tokens = TokenFile(options.tokens) if options.tokens else None
 
-    def interceptors(self, ended: Ended | None = None) -> list[aio.ServerInterceptor]:
-        """Those that go before all others; `ended` is told of the calls that they refuse."""
-        return [TokenInterceptor(self._tokens, ended)] if self._tokens else []
+    def interceptors(self) -> list[aio.ServerInterceptor]:
+        """Those that raise where a caller may not ask."""
+        return [TokenInterceptor(self._tokens)] if self._tokens else []
 
     def add_port(self, server: aio.Server, listen: str) -> int:
         """Open the port and give its number; raises what `check_address` and gRPC raise."""
@@ -132,29 +131,26 @@ def _is_loopback(text: str) -> bool:
 
 
 class TokenInterceptor(aio.ServerInterceptor):
-    """Turns callers without a token of the file away before anything of a request is read."""
+    """Turns callers without a token of the file away before anything of a request is read.
 
-    def __init__(self, tokens: TokenFile, ended: Ended | None = None) -> None:
+    It raises what `TokenFile` does, for the interceptor in front to make statuses of.
+    """
+
+    def __init__(self, tokens: TokenFile) -> None:
         self._tokens = tokens
-        self._ended = ended
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Give the method's handler, or one that refuses."""
+        """Give the method's handler."""
         # Supervisors and balancers have no tokens.
         if not handler_call_details.method.startswith(f"/{health.SERVICE_NAME}/"):
-            began = time.perf_counter()
-            try:
-                self._tokens.admit(_bearer(handler_call_details))
-            except (UnauthenticatedError, OverloadedError) as error:
-                if self._ended:
-                    method = handler_call_details.method.rpartition("/")[2]
-                    code = CODES[type(error)].name
-                    self._ended(method, code, time.perf_counter() - began)
-                return _refusing(error)
+            token = self._tokens.find(_bearer(handler_call_details))
+            if (call := current.get()) is not None:
+                call.token = token.name
+            token.take()
         return await continuation(handler_call_details)
 
 
@@ -164,11 +160,3 @@ def _bearer(details: grpc.HandlerCallDetails) -> str | None:
         return None
     scheme, _, token = given[0].strip().partition(" ")
     return token.strip() or None if scheme.lower() == "bearer" else None
-
-
-def _refusing(error: UnauthenticatedError | OverloadedError) -> grpc.RpcMethodHandler[Any, Any]:
-    async def refuse(requests: Any, context: aio.ServicerContext[Any, Any]) -> None:
-        await context.abort(CODES[type(error)], str(error), pushback_of(error))
-
-    # As a stream, whatever the method is: then gRPC receives no message that nobody asks for.
-    return grpc.stream_stream_rpc_method_handler(refuse)

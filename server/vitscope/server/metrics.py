@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING
 
 from vitscope.server.errors import StartError
 from vitscope.server.listening import host_and_port
-from vitscope.v1 import service_pb2
 
 if TYPE_CHECKING:
     from vitscope.server.admission import Gates
+    from vitscope.server.calls import Call
 
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _EVERY = 1.0
-_METHODS = service_pb2.DESCRIPTOR.services_by_name["ActivationService"].methods_by_name.keys()
 
 
 class Metrics:
@@ -52,12 +51,10 @@ class Metrics:
             multiprocess_mode="livesum",
         )
 
-    def ended(self, method: str, code: str, seconds: float) -> None:
+    def ended(self, call: Call) -> None:
         """A call has ended."""
-        # Callers without a token may name what they like, and each name would be kept.
-        method = method if method in _METHODS else "other"
-        self._calls.labels(method, code).inc()
-        self._seconds.labels(method).observe(seconds)
+        self._calls.labels(call.method, call.code).inc()
+        self._seconds.labels(call.method).observe(call.seconds)
 
     async def watch(self, gates: Gates) -> None:
         """Note every second how much is in hand, without end."""

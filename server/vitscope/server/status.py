@@ -1,13 +1,12 @@
-"""The one place where exceptions become gRPC status codes."""
+"""Around every call: its id, how it ended, and the one place where exceptions become statuses."""
 
 from __future__ import annotations
 
 import inspect
 import logging
-import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, aclosing, contextmanager
-from functools import partial
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from time import perf_counter
 from typing import Any
 
 import grpc
@@ -15,12 +14,14 @@ from google.protobuf.message import DecodeError
 from grpc import aio
 from grpc_health.v1 import health
 
+from vitscope.server.calls import REQUEST_ID, Call, Observer, call_from, current, host_of
 from vitscope.server.errors import (
     InvalidArgumentError,
     NotFoundError,
     NotKeptHereError,
     OverloadedError,
     UnauthenticatedError,
+    UnknownMethodError,
 )
 from vitscope.store.errors import DamagedIndexError, NotReadError
 
@@ -31,6 +32,7 @@ CODES: dict[type[Exception], grpc.StatusCode] = {
     NotFoundError: grpc.StatusCode.NOT_FOUND,
     NotKeptHereError: grpc.StatusCode.FAILED_PRECONDITION,
     UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
+    UnknownMethodError: grpc.StatusCode.UNIMPLEMENTED,
     OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DamagedIndexError: grpc.StatusCode.DATA_LOSS,
     NotReadError: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -39,88 +41,168 @@ CODES: dict[type[Exception], grpc.StatusCode] = {
 
 _LONGEST_WAIT_MS = 5_000
 
-Ended = Callable[[str, str, float], None]
-"""Is told of every call that ended: its method, the name of its status, its seconds."""
+_Change = Callable[[Any], Any]
 
 
 class StatusInterceptor(aio.ServerInterceptor):
-    """Ends a call that raised with the status of its exception; unknown ones say nothing."""
+    """Stands before all other interceptors: gives every call its id, and ends it with the status
+    of what its method, or an interceptor, raised. Exceptions that are not ours say nothing.
+    """
 
-    def __init__(self, ended: Ended | None = None) -> None:
-        self._ended = ended
+    def __init__(self, observers: Sequence[Observer] = (), *, peers: bool = False) -> None:
+        """`observers` are told of calls that ended; `peers`: and by whom they were made."""
+        self._observers = observers
+        self._peers = peers
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Wrap the method's handler."""
-        handler = await continuation(handler_call_details)
-        if handler is None or handler.request_streaming:
-            return handler
-        # No deserializer: gRPC would run it outside of `call` and answer UNKNOWN where it raises.
-        parse, serialize = handler.request_deserializer, handler.response_serializer
-        service, _, method = handler_call_details.method.rpartition("/")
-        # Health ends its calls with statuses of its own, and supervisors ask all the time.
-        ended = None if service == f"/{health.SERVICE_NAME}" else self._ended
-        timed = partial(_timed, ended, method)
-        if handler.response_streaming:
-            # gRPC's own health.Watch is no generator: it writes its replies to the context.
-            generator = inspect.isasyncgenfunction(handler.unary_stream)
-            wrap = _streaming if generator else _single
-            return grpc.unary_stream_rpc_method_handler(
-                wrap(handler.unary_stream, parse, timed), response_serializer=serialize
-            )
-        return grpc.unary_unary_rpc_method_handler(
-            _single(handler.unary_unary, parse, timed), response_serializer=serialize
-        )
-
-
-_Timed = Callable[[], AbstractContextManager[None]]
-
-
-@contextmanager
-def _timed(ended: Ended | None, method: str) -> Iterator[None]:
-    """Tell of the call that ends with the block, and how."""
-    if ended is None:
-        yield
-        return
-    began, code = time.perf_counter(), grpc.StatusCode.OK.name
-    try:
-        yield
-    except Exception as error:
-        status = status_of(error)
-        code = status[0].name if status else grpc.StatusCode.INTERNAL.name
-        raise
-    except BaseException:
-        # The caller went away, or its deadline has passed.
-        code = grpc.StatusCode.CANCELLED.name
-        raise
-    finally:
-        ended(method, code, time.perf_counter() - began)
-
-
-def _single(method: Callable[..., Any], parse: Callable[[bytes], Any], timed: _Timed) -> Any:
-    async def call(data: bytes, context: aio.ServicerContext[Any, Any]) -> Any:
+        """Wrap the method's handler, or give one that refuses."""
+        method = handler_call_details.method
+        call = call_from(method, handler_call_details.invocation_metadata)
+        current.set(call)
+        watch = _Watch(call, self._observers, peers=self._peers)
         try:
-            with timed():
-                return await method(_request(parse, data), context)
+            handler = await continuation(handler_call_details)
         except Exception as error:
-            return await _abort(context, error)
+            return _refusing(error, watch)
+        if handler is None:
+            return _refusing(
+                UnknownMethodError(
+                    "This server does not know the method; it may be older than its caller."
+                ),
+                watch,
+            )
+        if handler.request_streaming or method.startswith(f"/{health.SERVICE_NAME}/"):
+            # Health ends its calls with statuses of its own, and supervisors ask all the time.
+            watch = _Watch(call)
+        return _wrapped(handler, watch)
+
+
+class _Watch:
+    """Over one call, until it ends."""
+
+    def __init__(self, call: Call, observers: Sequence[Observer] = (), *, peers: bool = False):
+        self._call = call
+        self._observers = observers
+        self._peers = peers
+
+    @contextmanager
+    def over(self, context: aio.ServicerContext[Any, Any]) -> Iterator[None]:
+        """Tell of the call that ends with the block, and how."""
+        call = self._call
+        context.set_trailing_metadata(((REQUEST_ID, call.id),))
+        if self._peers:
+            # Now: gRPC has let go of the connection when a stream is closed at last.
+            call.peer = host_of(context.peer())
+        try:
+            yield
+        except Exception as error:
+            code, call.reason = status_of(error) or _failure(call)
+            call.code = code.name
+            raise
+        except BaseException:
+            # The caller went away, or its deadline has passed.
+            call.code = grpc.StatusCode.CANCELLED.name
+            raise
+        finally:
+            call.seconds = perf_counter() - call.began
+            for observer in self._observers:
+                observer(call)
+
+    def counted(self, serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+        """The same serializer; its bytes are noted."""
+
+        def run(message: Any) -> bytes:
+            data = serialize(message)
+            self._call.sent += len(data)
+            return data
+
+        return run
+
+    async def abort(self, context: aio.ServicerContext[Any, Any], error: Exception) -> None:
+        """End the call with the status of its error."""
+        if isinstance(error, aio.AbortError):
+            raise error
+        status = status_of(error)
+        if status is None:
+            _log.error("A call failed in the server.", exc_info=error)
+            status = _failure(self._call)
+        code, sentence = status
+        if code is grpc.StatusCode.DATA_LOSS:
+            _log.error("%s", sentence)
+        await context.abort(code, sentence, ((REQUEST_ID, self._call.id), *pushback_of(error)))
+
+
+def _failure(call: Call) -> tuple[grpc.StatusCode, str]:
+    return (
+        grpc.StatusCode.INTERNAL,
+        f"The server failed to answer; its log says why, at request_id {call.id}.",
+    )
+
+
+def _wrapped(handler: Any, watch: _Watch) -> grpc.RpcMethodHandler[Any, Any]:
+    # No deserializer: gRPC would run it outside of the watch and answer UNKNOWN where it raises.
+    parse, serialize = handler.request_deserializer, watch.counted(handler.response_serializer)
+    if handler.request_streaming:
+        # Reflection alone, to which gRPC hands its requests.
+        return grpc.stream_stream_rpc_method_handler(
+            _streaming(handler.stream_stream, _as_it_is, serialize, watch), parse
+        )
+    if not handler.response_streaming:
+        return grpc.unary_unary_rpc_method_handler(
+            _single(handler.unary_unary, parse, serialize, watch)
+        )
+    if inspect.isasyncgenfunction(handler.unary_stream):
+        return grpc.unary_stream_rpc_method_handler(
+            _streaming(handler.unary_stream, parse, serialize, watch)
+        )
+    # gRPC's own health.Watch is no generator: it writes its replies to the context.
+    return grpc.unary_stream_rpc_method_handler(
+        _single(handler.unary_stream, parse, _as_it_is, watch),
+        response_serializer=handler.response_serializer,
+    )
+
+
+def _refusing(error: Exception, watch: _Watch) -> grpc.RpcMethodHandler[Any, Any]:
+    async def refuse(*_: object) -> None:
+        raise error
+
+    # As a stream, whatever the method is: then gRPC receives no message that nobody asks for.
+    return grpc.stream_stream_rpc_method_handler(_single(refuse, _as_it_is, _as_it_is, watch))
+
+
+def _as_it_is(message: Any) -> Any:
+    return message
+
+
+def _single(
+    method: Callable[..., Any], parse: _Change, serialize: _Change, watch: _Watch
+) -> Callable[[Any, aio.ServicerContext[Any, Any]], Awaitable[Any]]:
+    async def call(data: Any, context: aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            with watch.over(context):
+                return serialize(await method(_request(parse, data), context))
+        except Exception as error:
+            return await watch.abort(context, error)
 
     return call
 
 
-def _streaming(method: Callable[..., Any], parse: Callable[[bytes], Any], timed: _Timed) -> Any:
-    async def call(data: bytes, context: aio.ServicerContext[Any, Any]) -> Any:
+def _streaming(
+    method: Callable[..., Any], parse: _Change, serialize: _Change, watch: _Watch
+) -> Callable[[Any, aio.ServicerContext[Any, Any]], AsyncIterator[Any]]:
+    async def call(data: Any, context: aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         try:
-            # Closed at once where the caller goes away: it counts as open until then.
-            async with aclosing(method(_request(parse, data), context)) as replies:
-                with timed():
+            with watch.over(context):
+                # Closed at once where the caller goes away: it counts as open until then.
+                async with aclosing(method(_request(parse, data), context)) as replies:
                     async for reply in replies:
-                        yield reply
+                        yield serialize(reply)
         except Exception as error:
-            await _abort(context, error)
+            await watch.abort(context, error)
 
     return call
 
@@ -147,19 +229,3 @@ def pushback_of(error: Exception) -> tuple[tuple[str, str], ...]:
         wait = error.pushback_ms if error.pushback_ms <= _LONGEST_WAIT_MS else -1
         return (("grpc-retry-pushback-ms", str(wait)),)
     return ()
-
-
-async def _abort(context: aio.ServicerContext[Any, Any], error: Exception) -> None:
-    if isinstance(error, aio.AbortError):
-        raise error
-    status = status_of(error)
-    if status is None:
-        _log.error("A call failed in the server.", exc_info=error)
-        await context.abort(
-            grpc.StatusCode.INTERNAL, "The server failed to answer; its log says why."
-        )
-        return
-    code, sentence = status
-    if code is grpc.StatusCode.DATA_LOSS:
-        _log.error("%s", sentence)
-    await context.abort(code, sentence, pushback_of(error))

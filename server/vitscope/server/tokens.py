@@ -25,6 +25,7 @@ LOOK_SECONDS = 1.0
 """How often at most a call looks whether the file has changed."""
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
+_PER = {"s": "a second", "m": "a minute", "h": "an hour"}
 _RATE = re.compile(r"([1-9][0-9]{0,6})/([smh])")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
 _HASH = re.compile(r"sha256:([0-9a-f]{64})")
@@ -84,6 +85,16 @@ class Token:
     digest: bytes
     bucket: Bucket | None
 
+    def take(self) -> None:
+        """Count a call; raises `OverloadedError` where the rate is used up."""
+        if self.bucket and (seconds := self.bucket.take()):
+            rate, wait = self.bucket.rate, math.ceil(seconds * 1000)
+            raise OverloadedError(
+                f"The token's {rate.calls} calls {_PER[rate.unit]} are used up; ask again in "
+                f"{wait} ms.",
+                wait,
+            )
+
 
 def new_token() -> str:
     """A token that nobody has."""
@@ -112,11 +123,8 @@ class TokenFile:
         self._looked = clock()
         self._tokens = _read(path, (), clock)
 
-    def admit(self, token: str | None) -> str:
-        """The name of the token that a caller brings; counts the call.
-
-        Raises `UnauthenticatedError`, and `OverloadedError` where the token's rate is used up.
-        """
+    def find(self, token: str | None) -> Token:
+        """What is kept of the token that a caller brings; raises `UnauthenticatedError`."""
         if self._clock() - self._looked >= LOOK_SECONDS:
             self._looked = self._clock()
             if _stamp(self._path) != self._stamp:
@@ -134,14 +142,7 @@ class TokenFile:
             raise UnauthenticatedError(
                 "The token is none of this server's; ask whoever runs it for another."
             )
-        if found.bucket and (seconds := found.bucket.take()):
-            wait = math.ceil(seconds * 1000)
-            raise OverloadedError(
-                f"The token's {found.bucket.rate.calls} calls {_PER[found.bucket.rate.unit]} are "
-                f"used up; ask again in {wait} ms.",
-                wait,
-            )
-        return found.name
+        return found
 
     def reload(self) -> None:
         """Read the file again, and keep what was read before where it cannot be."""
@@ -152,9 +153,6 @@ class TokenFile:
             _log.error("%s Tokens stay as they were.", error)
         else:
             _log.info("Tokens were read again; there are %d.", len(self._tokens))
-
-
-_PER = {"s": "a second", "m": "a minute", "h": "an hour"}
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:

@@ -129,9 +129,8 @@ class _Parent:
         # Started beside the first worker otherwise, where it would let signals in.
         resource_tracker.ensure_running()
         told, tells = context.Pipe(duplex=False)
-        level = logging.getLogger().level
         process = context.Process(
-            target=_work, args=(self._settings, tells, level), name=f"worker {number}"
+            target=_work, args=(self._settings, tells, number), name=f"worker {number}"
         )
         # What a terminal sends reaches it too, before it can tell what to make of it. Held back
         # and not ignored, or a Ctrl-C at this moment would be lost for this process.
@@ -279,9 +278,9 @@ def _reserved(host: str, port: int) -> socket.socket:
     return kept
 
 
-def _work(settings: Settings, tells: Connection, level: int) -> None:
+def _work(settings: Settings, tells: Connection, number: int) -> None:
     """A worker process: serve until told to stop, or until the parent is gone."""
-    set_up(level)
+    set_up(settings.log, number)
 
     def tell(what: object) -> None:
         # A parent that is gone ends it, by another way.

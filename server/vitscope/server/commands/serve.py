@@ -42,7 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "each process; more are refused (default: light 32 for each core, scan 16 for two cores, "
         "model 8)",
     )
-    add("--metrics", default="", metavar="HOST:PORT", help="answer Prometheus over HTTP there")
     add(
         "--follow",
         type=float,
@@ -51,8 +50,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how often to look for a newly published generation, which is then served instead; 0 "
         "for never (default 1)",
     )
+    _add_log(options)
     _add_guard(options)
     _add_live(options)
+
+
+def _add_log(options: Options) -> None:
+    add = options.group("what the server says of itself")
+    add(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="lines for people, or a JSON object a line (default text)",
+    )
+    add(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="info",
+        help="from which level on (default info)",
+    )
+    add(
+        "--log-calls",
+        choices=("none", "failed", "all"),
+        default="none",
+        help="a line, of the level info, for calls that ended: those that failed, or all "
+        "(default none)",
+    )
+    add("--metrics", default="", metavar="HOST:PORT", help="answer Prometheus over HTTP there")
+    add(
+        "--otel",
+        action="store_true",
+        default=None,
+        help="send a span of each call over OTLP, as OpenTelemetry's variables say (default: "
+        "where OTEL_EXPORTER_OTLP_ENDPOINT is set)",
+    )
 
 
 def _add_guard(options: Options) -> None:
@@ -145,9 +176,10 @@ def run(args: argparse.Namespace) -> int:
     from vitscope.server.admission import in_hand_from
     from vitscope.server.app import Settings, start
     from vitscope.server.guard import GuardOptions
-    from vitscope.server.log import set_up
+    from vitscope.server.log import LogOptions, set_up
 
-    set_up()
+    log = LogOptions(format=args.log_format, level=args.log_level, calls=args.log_calls)
+    set_up(log)
     settings = Settings(
         indexes=args.indexes,
         listen=args.listen,
@@ -155,6 +187,8 @@ def run(args: argparse.Namespace) -> int:
         grace=args.grace,
         follow=args.follow,
         metrics=args.metrics,
+        log=log,
+        otel=args.otel,
         in_hand=in_hand_from(args.in_hand),
         live=_live_from(args),
         guard=GuardOptions(
