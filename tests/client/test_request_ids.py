@@ -136,9 +136,12 @@ def test_where_no_server_answers_there_is_none(synthetic: Synthetic) -> None:
     with Client("127.0.0.1:1") as client, pytest.raises(UnavailableError) as lost, request_id("a"):
         client.indexes()
     assert lost.value.request_id is None
-    with open_local(synthetic.path) as local, request_id("a"):
-        with pytest.raises(NotFoundError) as error:
-            local.channel_statistics("nowhere")
+    with (
+        open_local(synthetic.path) as local,
+        pytest.raises(NotFoundError) as error,
+        request_id("a"),
+    ):
+        local.channel_statistics("nowhere")
     assert error.value.request_id is None
 
 

@@ -41,7 +41,6 @@ _EXTRA_OF = {
     "grpc_reflection": "server",
     "numba": "indexer",
     "obstore": "s3",
-    "opentelemetry": "otel",
     "prometheus_client": "server",
     "pyarrow": "arrow",
     "safetensors": "indexer",
