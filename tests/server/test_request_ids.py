@@ -62,7 +62,7 @@ def check(call: Any, code: StatusCode) -> None:
 def test_a_sane_id_is_kept_and_any_other_replaced(
     stub: ActivationServiceStub, ids: tuple[str, ...], kept: bool
 ) -> None:
-    metadata = [("x-request-id", each) for each in ids]
+    metadata = tuple(("x-request-id", each) for each in ids)
     found = []
     for _ in range(2):
         _, call = stub.GetIndex.with_call(pb.GetIndexRequest(), metadata=metadata)
@@ -104,10 +104,10 @@ def test_every_answer_brings_it(synthetic: Synthetic, serve: Serve, tmp_path: Pa
         late = unary(stub.GetIndex, index, **given(slow))
         check(late, StatusCode.RESOURCE_EXHAUSTED)
         assert dict(late.trailing_metadata())["grpc-retry-pushback-ms"] == "-1"
-        made_up = channel.unary_unary("/made/up")
+        made_up: Any = channel.unary_unary("/made/up")
         check(unary(made_up, b"", **given(ada)), StatusCode.UNIMPLEMENTED)
         # What cannot be read, and what fails for no good reason.
-        odd = channel.unary_stream("/vitscope.v1.ActivationService/GetImages")
+        odd: Any = channel.unary_stream("/vitscope.v1.ActivationService/GetImages")
         check(odd(b"\xff", **given(ada)), StatusCode.INVALID_ARGUMENT)
         top = pb.TopImagesRequest(layer=LAYER)
         check(unary(stub.TopImages, top, **given(ada)), StatusCode.INTERNAL)

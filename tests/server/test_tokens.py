@@ -306,7 +306,7 @@ def test_a_rate_is_read_as_it_is_written(rate: Rate) -> None:
     assert Rate.of(str(rate)) == rate
 
 
-def admitted(tokens: TokenFile, token: str) -> str:
+def name_of(tokens: TokenFile, token: str) -> str:
     """The name of a token that has a call left."""
     found = tokens.find(token)
     found.take()
@@ -317,22 +317,22 @@ def test_a_rate_goes_on_over_a_change_of_the_file(tmp_path: Path) -> None:
     file, clock = tmp_path / "tokens", Clock()
     file.write_text(line_of("slow", SLOW, Rate(1, "h")))
     tokens = TokenFile(file, clock)
-    assert admitted(tokens, SLOW) == "slow"
+    assert name_of(tokens, SLOW) == "slow"
     file.write_text(f"{line_of('slower', SLOW, Rate(1, 'h'))}\n{line_of('ada', TOKEN)}\n")
     clock.now += LOOK_SECONDS
     with pytest.raises(OverloadedError):
-        admitted(tokens, SLOW)
-    assert admitted(tokens, TOKEN) == "ada"
+        name_of(tokens, SLOW)
+    assert name_of(tokens, TOKEN) == "ada"
     file.write_text(line_of("slow", SLOW, Rate(2, "h")))
     # It does not look at every call.
-    assert admitted(tokens, TOKEN) == "ada"
+    assert name_of(tokens, TOKEN) == "ada"
     clock.now += LOOK_SECONDS
     with pytest.raises(UnauthenticatedError):
-        admitted(tokens, TOKEN)
-    assert admitted(tokens, SLOW) == "slow"
+        name_of(tokens, TOKEN)
+    assert name_of(tokens, SLOW) == "slow"
     file.unlink()
     clock.now += LOOK_SECONDS
-    assert admitted(tokens, SLOW) == "slow"
+    assert name_of(tokens, SLOW) == "slow"
     with pytest.raises(StartError):
         TokenFile(file)
 

@@ -46,7 +46,8 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         self.spans: list[tuple[Mapping[str, Any], trace_pb2.Span]] = []
         self._lock = Lock()
         self._server = grpc.server(ThreadPoolExecutor(2))
-        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self._server)
+        add: Any = trace_service_pb2_grpc.add_TraceServiceServicer_to_server
+        add(self, self._server)
         self.environ = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": (
                 f"http://127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"

@@ -66,6 +66,7 @@ class Settings:
     follow: float = 1.0
     """Seconds between two looks for newly published generations; 0 for none."""
     log: LogOptions = field(default_factory=LogOptions)
+    """Of workers too, and which calls get a line."""
     otel: bool | None = None
     """Whether spans go to a collector; None where OpenTelemetry's variables say."""
 

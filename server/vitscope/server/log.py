@@ -53,6 +53,8 @@ def _log_failed(call: Call) -> None:
 
 def _log_call(call: Call) -> None:
     fields = {
+        # Not of the context: a stream may be closed outside of its call's.
+        **_ids(call),
         "method": call.method,
         "code": call.code,
         "index": call.index,
@@ -64,8 +66,6 @@ def _log_call(call: Call) -> None:
         "peer": call.peer,
         "token": call.token,
         "reason": call.reason,
-        # Not of the context: a stream may be closed outside of its call's.
-        **_ids(call),
     }
     present = {key: value for key, value in fields.items() if value != ""}
     _calls.info("A call ended.", extra={"fields": present})
