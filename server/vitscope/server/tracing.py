@@ -23,7 +23,7 @@ from vitscope.v1 import service_pb2
 _log = logging.getLogger("vitscope.server")
 
 _SERVICE = service_pb2.DESCRIPTOR.services_by_name["ActivationService"].full_name
-_LONGEST_CLOSE = 5.0
+_LONGEST_CLOSE = 3.0
 """Seconds for the last spans, where the collector does not answer."""
 _FAILURES = {
     "UNKNOWN",
