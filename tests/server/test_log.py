@@ -187,6 +187,34 @@ def test_a_bug_is_told_in_the_log_and_to_nobody_else(
         assert line["exception"].endswith(f"\nRuntimeError: {SECRET}")
 
 
+@pytest.mark.parametrize("method", ["GetPatchMaps", "TopImagesOfChannels"])
+def test_a_caller_who_goes_away_is_a_line(synthetic: Synthetic, serve: Serve, method: str) -> None:
+    """While its stream waits for the next part, and while this caller does not read."""
+    options = ("--log-format", "json", "--log-calls", "failed")
+    server = serve(synthetic.path, options=options, program=PROGRAM)
+    with grpc.insecure_channel(server.address) as channel:
+        stub = ActivationServiceStub(channel)
+        call = getattr(stub, method)(getattr(pb, f"{method}Request")(), metadata=given(0))
+        assert next(call).generation
+        call.cancel()
+        limit = time.monotonic() + PATIENCE
+        while not lines(server):
+            assert time.monotonic() < limit
+            time.sleep(0.02)
+        assert stub.GetIndex(pb.GetIndexRequest()).index.name == synthetic.name
+    assert server.terminate() == 0
+    [line] = lines(server)
+    named = {key: line.get(key) for key in ("method", "code", "peer", "request_id", "reason")}
+    assert named == {
+        "method": method,
+        "code": "CANCELLED",
+        "peer": "127.0.0.1",
+        "request_id": "call-0",
+        "reason": None,
+    }
+    assert line["reply_bytes"] > 0
+
+
 @pytest.mark.parametrize(
     ("peer", "host"),
     [
