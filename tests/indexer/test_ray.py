@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 from ray.cluster_utils import Cluster
 from runs import files_of, keeping, keeping_line, open_files
 
@@ -113,6 +114,29 @@ def test_a_stopped_run_says_so(pictures: Path, tmp_path: Path, cluster: Cluster)
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 128 + signal.SIGTERM, errors
     assert errors.splitlines()[-1] == "vitscope: Stopped; the same command goes on from here."
+
+
+def test_a_stop_that_ray_takes_for_its_own_fault_is_a_stop(
+    pictures: Path,
+    tmp_path: Path,
+    cluster: Cluster,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As by chance, where the signal comes between a result and its return."""
+
+    def wait(*_: object, **__: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException as stop:
+            raise SystemError("wait returned a result with an exception set") from stop
+
+    monkeypatch.setattr(ray, "wait", wait)
+    out = tmp_path / "index"
+    line = keeping_line(pictures, out, "--ray", cluster.address, "--threads", "1")
+    assert main(line) == 128 + signal.SIGTERM
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == "vitscope: Stopped; the same command goes on from here."
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,10 @@ def run_on_ray(
         crew = Crew(options, work, finished, units, progress)
         try:
             return crew.run()
+        except SystemError:
+            # So compiled code of Ray tells of a signal that came while it had a result already.
+            check()
+            raise
         finally:
             crew.dismiss()
 
