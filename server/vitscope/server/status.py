@@ -13,7 +13,6 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 from grpc import aio
-from grpc_health.v1 import health
 
 from vitscope.server.errors import (
     InvalidArgumentError,
@@ -38,6 +37,8 @@ CODES: dict[type[Exception], grpc.StatusCode] = {
 
 
 _LONGEST_WAIT_MS = 5_000
+# Not from `grpc_health`: indexes that are opened without a server do without it.
+_HEALTH = "grpc.health.v1.Health"
 
 Ended = Callable[[str, str, float], None]
 """Is told of every call that ended: its method, the name of its status, its seconds."""
@@ -62,7 +63,7 @@ class StatusInterceptor(aio.ServerInterceptor):
         parse, serialize = handler.request_deserializer, handler.response_serializer
         service, _, method = handler_call_details.method.rpartition("/")
         # Health ends its calls with statuses of its own, and supervisors ask all the time.
-        ended = None if service == f"/{health.SERVICE_NAME}" else self._ended
+        ended = None if service == f"/{_HEALTH}" else self._ended
         timed = partial(_timed, ended, method)
         if handler.response_streaming:
             # gRPC's own health.Watch is no generator: it writes its replies to the context.
