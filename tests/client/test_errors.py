@@ -65,6 +65,40 @@ def test_silence_names_the_address_and_the_mend() -> None:
     assert error.exit_code == 5
 
 
+@pytest.mark.parametrize(
+    ("details", "sentence"),
+    [
+        (
+            "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: Custom "
+            "verification check failed with error: UNAUTHENTICATED: Hostname Verification Check "
+            "failed.",
+            "has other names",
+        ),
+        (
+            "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: Peer name "
+            "gpu-7.example is not in peer certificate",
+            "has other names",
+        ),
+        (
+            "errors resolving nowhere:1: [field:hostname lookup error:address lookup failed]",
+            "is not known",
+        ),
+        ("DNS resolution failed for nowhere:1: C-ares status is not ARES_SUCCESS", "is not known"),
+        (
+            "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: Tls "
+            "handshake failed (TSI_PROTOCOL_FAILURE): SSL_ERROR_SSL: NO_SHARED_CIPHER",
+            "NO_SHARED_CIPHER",
+        ),
+        # A server that is killed during a call is no matter of trust.
+        ("Socket closed", "No vitscope server answers"),
+    ],
+)
+def test_what_versions_of_grpc_say(details: str, sentence: str) -> None:
+    said = str(from_status(grpc.StatusCode.UNAVAILABLE, details, Server("127.0.0.1:1", tls=True)))
+    assert sentence in said
+    assert said.endswith(".")
+
+
 def test_exit_codes_are_the_documented_ones() -> None:
     assert {kind.exit_code for kind in kinds()} == {2, 4, 5}
 

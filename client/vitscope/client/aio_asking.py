@@ -40,6 +40,7 @@ class AsyncAsking(Begun):
         self._looking: asyncio.Future[str] | None = None
         self._channel: grpc.aio.Channel | None = None
         self._methods: ActivationServiceAsyncStub | None = None
+        self._streams: set[Any] = set()
         self._closed = False
 
     async def _stub(self) -> ActivationServiceAsyncStub:
@@ -90,12 +91,14 @@ class AsyncAsking(Begun):
     async def _each(self, method: Callable[..., Any], request: Message) -> AsyncIterator[Any]:
         with self._errors():
             call = method(request, **self._connection.told)
+            self._streams.add(call)
             try:
                 async for reply in call:
                     yield reply
             finally:
                 # Where the loop was left early, the server stops too.
                 call.cancel()
+                self._streams.discard(call)
 
     async def close(self) -> None:
         """Let the connection go; calls under way end with `CancelledError`, later ones are refused.
@@ -105,6 +108,9 @@ class AsyncAsking(Begun):
         self._closed = True
         if self._looking is not None:
             self._looking.cancel()
+        # Older versions of gRPC overlook those that nobody is reading just now.
+        for call in tuple(self._streams):
+            call.cancel()
         if self._channel is not None:
             await self._channel.close()
 

@@ -170,6 +170,8 @@ _SENTENCES: dict[type[VitscopeError], Callable[[Server, str], str]] = {
 # How gRPC begins where no connection came about, and what it says of one that was cut meanwhile.
 _NO_CONNECTION = ("failed to connect to all addresses", "connections to all backends failing")
 _CUT = ("Socket closed", "onnection reset", "roken pipe")
+# As gRPC 1.85 says it, and 1.76.
+_OTHER_NAME = ("Hostname Verification", "is not in peer certificate")
 _UNKNOWN_NAME = ("errors resolving", "DNS resolution failed")
 
 
@@ -197,7 +199,7 @@ def _unavailable(server: Server, details: str) -> str:
 def _distrust(server: Server, details: str) -> str | None:
     """Why there is no TLS with the server; None where that is not what went wrong."""
     words, certificate = server.words, f"The certificate of {server.each}"
-    if "Hostname Verification" in details:
+    if any(word in details for word in _OTHER_NAME):
         return (
             f"{certificate} has other names; ask by one of them, or give it as {words.server_name}."
         )
