@@ -176,7 +176,7 @@ _UNKNOWN_NAME = ("errors resolving", "DNS resolution failed")
 
 
 def _unavailable(server: Server, details: str) -> str:
-    if said := _distrust(server, details):
+    if server.tls and (said := _distrust(server, details)):
         return said
     name, words = server.name, server.words
     if details.startswith(_UNKNOWN_NAME):
