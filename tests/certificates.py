@@ -35,13 +35,13 @@ class Pair:
 class Authority:
     """Signs certificates, for callers and for servers on this machine."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, days: tuple[int, int] = TODAY) -> None:
         self._folder = folder
         self._name = _name(name)
         self._key = ec.generate_private_key(ec.SECP256R1())
         self.file = folder / f"{name}.pem"
         certificate = (
-            _begun(self._name, self._name, self._key, TODAY)
+            _begun(self._name, self._name, self._key, days)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .sign(self._key, hashes.SHA256())
         )

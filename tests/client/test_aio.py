@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -73,12 +74,25 @@ def methods(kind: type) -> dict[str, Any]:
     return {name: method for name, method in found if not name.startswith("_")}
 
 
+def given(method: Any) -> str:
+    """What a method of the synchronous client gives, in words of the other."""
+    words = str(inspect.signature(method).return_annotation)
+    return re.sub(r"(?<=[. ])Iterator(?=\[)", "AsyncIterator", words)
+
+
 def test_both_clients_have_the_same_methods() -> None:
     ours, theirs = methods(Client), methods(AsyncClient)
     assert ours.keys() == theirs.keys()
     for name, method in ours.items():
         mine, other = (inspect.signature(each) for each in (method, theirs[name]))
         assert mine.parameters == other.parameters, name
+        assert given(method) == str(other.return_annotation), name
+        # A stream is iterated over as it is, all else is awaited.
+        streams = "Iterator" in given(method)
+        assert inspect.iscoroutinefunction(theirs[name]) != streams, name
+    made, other = inspect.signature(Client), inspect.signature(AsyncClient)
+    assert made.parameters == other.parameters
+    assert len(made.parameters) == 5
     # Without a live model there is nothing to compare of the last one.
     assert ours.keys() == QUESTIONS.keys() | {"close", "analyze_image"}
 
@@ -179,16 +193,3 @@ def test_what_cannot_be_a_client() -> None:
             asyncio.run(make(address, timeout))
     with pytest.raises(UsageError, match="belongs to an event loop"):
         AsyncClient("127.0.0.1:50051")
-
-
-def test_closing_cancels_what_is_under_way(address: str) -> None:
-    async def ask() -> None:
-        client = AsyncClient(address)
-        stream = client.top_images_of_channels(SPARSE, index="one")
-        await anext(stream)
-        await client.close()
-        with pytest.raises(asyncio.CancelledError):
-            async for _ in stream:
-                pass
-
-    asyncio.run(ask())

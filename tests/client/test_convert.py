@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from vitscope.client import convert, requests
+from vitscope.client import convert, convert_maps, fields, requests
+from vitscope.client.entries import Layer, PatchGrid, ScoredImage, TokenLayout
 from vitscope.client.errors import ServerError, UsageError
-from vitscope.client.results import Image, Layer, PatchGrid, ScoredImage, TokenLayout
+from vitscope.client.results import Image
 from vitscope.v1 import index_pb2, query_pb2
 
 
@@ -31,17 +32,17 @@ def reply(maps: query_pb2.PatchMaps) -> query_pb2.GetPatchMapsResponse:
 
 @pytest.mark.parametrize("name", ["mean", "max", "cls"])
 def test_poolings_go_there_and_back(name: str) -> None:
-    assert convert.pooling_name(requests.pooling_value(name)) == name
+    assert convert.pooling_name(fields.pooling_value(name)) == name
 
 
 def test_an_unknown_pooling_names_the_choices() -> None:
     with pytest.raises(UsageError, match="'sum' is not known; choose one of mean, max, cls"):
-        requests.pooling_value("sum")
+        fields.pooling_value("sum")
 
 
 def test_every_pooling_of_the_proto_has_a_name() -> None:
     values = set(index_pb2.Pooling.values()) - {index_pb2.POOLING_UNSPECIFIED}
-    assert set(requests.POOLINGS.values()) == values
+    assert set(fields.POOLINGS.values()) == values
 
 
 def test_layer() -> None:
@@ -78,7 +79,7 @@ def test_an_older_server_does_not_tell_where_patches_lie() -> None:
     model = index_pb2.Model(input_height=112, input_width=96)
     tokens = index_pb2.TokenLayout(height=14, width=16)
     assert convert.token_layout(tokens, model) == TokenLayout((), 14, 16, 8.0, 6.0, 0.0, 0.0)
-    assert convert.patch_maps(some_maps(), "g1").grid is None
+    assert convert_maps.patch_maps(some_maps(), "g1").grid is None
 
 
 GRID: dict[str, Any] = {
@@ -94,7 +95,7 @@ GRID: dict[str, Any] = {
 def test_the_place_of_maps() -> None:
     message = some_maps()
     message.grid.CopyFrom(query_pb2.PatchGrid(**GRID))
-    grid = convert.patch_maps(message, "g1").grid
+    grid = convert_maps.patch_maps(message, "g1").grid
     assert grid == PatchGrid(20, 50, 8.0, 16.0, 2.0, -4.5)
 
 
@@ -119,13 +120,13 @@ def test_the_place_of_maps() -> None:
     ids=str,
 )
 def test_patches_that_lie_nowhere_are_refused(changes: dict[str, Any]) -> None:
-    fields = GRID | changes
+    place = GRID | changes
     message = some_maps()
-    message.grid.CopyFrom(query_pb2.PatchGrid(**fields))
+    message.grid.CopyFrom(query_pb2.PatchGrid(**place))
     with pytest.raises(ServerError, match=r"inconsistent: patches of .* do not lie in an input"):
-        convert.patch_maps(message, "g1")
-    sides = {name: fields.pop(name) for name in ("input_height", "input_width")}
-    tokens = index_pb2.TokenLayout(height=2, width=3, **fields)
+        convert_maps.patch_maps(message, "g1")
+    sides = {name: place.pop(name) for name in ("input_height", "input_width")}
+    tokens = index_pb2.TokenLayout(height=2, width=3, **place)
     with pytest.raises(ServerError, match=r"inconsistent: patches of .* do not lie in an input"):
         convert.token_layout(tokens, index_pb2.Model(**sides))
 
@@ -181,7 +182,7 @@ def test_top_images_without_maps() -> None:
 
 
 def test_patch_maps_are_row_major() -> None:
-    maps = convert.patch_maps(some_maps(), "g1")
+    maps = convert_maps.patch_maps(some_maps(), "g1")
     assert maps.values.dtype == np.float16
     assert maps.rows.dtype == np.int64
     assert maps.channels.dtype == np.int32
@@ -193,20 +194,20 @@ def test_patch_maps_of_the_wrong_size_are_refused(field: str) -> None:
     message = some_maps()
     message.ClearField(field)  # type: ignore[arg-type]
     with pytest.raises(ServerError, match="inconsistent"):
-        convert.patch_maps(message, "g1")
+        convert_maps.patch_maps(message, "g1")
 
 
 def test_an_odd_number_of_bytes_is_refused() -> None:
     message = some_maps()
     message.values += b"\0"
     with pytest.raises(ServerError, match="inconsistent"):
-        convert.patch_maps(message, "g1")
+        convert_maps.patch_maps(message, "g1")
 
 
 def test_a_stream_is_joined_where_layer_and_grid_agree() -> None:
     parts = [some_maps(2), some_maps(0), some_maps(1, first=2), some_maps(1, "blocks.1.mlp")]
     asked = [("blocks.0.mlp", 7, np.int64(row)) for row in range(3)] + [("blocks.1.mlp", 7, 0)]
-    joined = convert.patch_maps_stream(map(reply, parts), asked)
+    joined = convert_maps.patch_maps_stream(map(reply, parts), asked)
     assert [maps.layer for maps in joined] == ["blocks.0.mlp", "blocks.1.mlp"]
     assert_array_equal(joined[0].rows, [0, 1, 2])
     assert_array_equal(joined[0].values[2], [[2, 3, 4], [5, 6, 7]])
@@ -217,7 +218,7 @@ def test_maps_of_other_places_are_not_joined() -> None:
     for part, top in zip(parts, (2, 2, 3, 3), strict=True):
         part.grid.CopyFrom(query_pb2.PatchGrid(**GRID | {"top": top}))
     asked = [("blocks.0.mlp", 7, row) for row in range(4)]
-    joined = convert.patch_maps_stream(map(reply, parts), asked)
+    joined = convert_maps.patch_maps_stream(map(reply, parts), asked)
     assert [len(maps.rows) for maps in joined] == [2, 2]
     assert [maps.grid and maps.grid.top for maps in joined] == [2.0, 3.0]
 
@@ -225,7 +226,7 @@ def test_maps_of_other_places_are_not_joined() -> None:
 def test_a_stream_that_ends_early_is_refused() -> None:
     asked = [("blocks.0.mlp", 7, row) for row in range(3)]
     with pytest.raises(ServerError, match="2 maps where 3 were asked for"):
-        convert.patch_maps_stream([reply(some_maps(2))], asked)
+        convert_maps.patch_maps_stream([reply(some_maps(2))], asked)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +234,7 @@ def test_a_stream_that_ends_early_is_refused() -> None:
 )
 def test_maps_that_were_not_asked_for_are_refused(asked: tuple[str, int, int]) -> None:
     with pytest.raises(ServerError, match="other maps than those asked for"):
-        convert.patch_maps_stream([reply(some_maps(1))], [asked])
+        convert_maps.patch_maps_stream([reply(some_maps(1))], [asked])
 
 
 def test_images() -> None:
@@ -242,21 +243,21 @@ def test_images() -> None:
         images=[query_pb2.Image(row=4, key="b.jpg", valid=False, invalid_reason="empty")],
     )
     expected = Image("g1", 4, "b.jpg", None, False, "empty", b"", 0, 0, None)
-    assert convert.images_stream([message], [np.int64(4)]) == [expected]
+    assert convert_maps.images_stream([message], [np.int64(4)]) == [expected]
     with pytest.raises(ServerError, match="1 images where 2"):
-        convert.images_stream([message], [4, 4])
+        convert_maps.images_stream([message], [4, 4])
     with pytest.raises(ServerError, match="other images than those asked for"):
-        convert.images_stream([message], [5])
+        convert_maps.images_stream([message], [5])
 
 
 def test_an_image_carries_its_size_and_view() -> None:
     view = query_pb2.Rectangle(x0=-2.5, y0=0, x1=642.5, y1=480)
     message = query_pb2.Image(row=4, key="b", valid=True, width=640, height=480, view=view)
-    image = convert.image(query_pb2.Image.FromString(message.SerializeToString()), "g1")
+    image = convert_maps.image(query_pb2.Image.FromString(message.SerializeToString()), "g1")
     assert (image.width, image.height) == (640, 480)
     assert image.view == (-2.5, 0.0, 642.5, 480.0)
     message.ClearField("view")
-    assert convert.image(message, "g1").view is None
+    assert convert_maps.image(message, "g1").view is None
 
 
 @pytest.mark.parametrize(
@@ -270,7 +271,7 @@ def test_a_view_of_nothing_is_refused(changes: dict[str, Any]) -> None:
     view = query_pb2.Rectangle(**{"x0": 0, "y0": 0, "x1": 8, "y1": 6, **corners})
     message = query_pb2.Image(row=4, valid=True, view=view, **size)
     with pytest.raises(ServerError, match="inconsistent: row 4 shows"):
-        convert.image(message, "g1")
+        convert_maps.image(message, "g1")
 
 
 def ranked(pooling: str, k: int | None, *, maps: bool = False) -> requests.Ranked:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -109,7 +111,7 @@ def test_a_client_that_is_closed_lets_its_generation_go(synthetic_copy: Path) ->
     assert in_use()
     client.close()
     assert not in_use()
-    with pytest.raises(UsageError, match="This client is closed"):
+    with pytest.raises(UsageError, match=r"^This client is closed; make another\.$"):
         client.index()
     # An answer looks again for its pictures, and keeps nothing.
     assert "<img" in answer._repr_html_()
@@ -138,3 +140,82 @@ def test_the_command_reads_a_folder(
     capsys.readouterr()
     assert main([*line, "--local", str(tmp_path)]) == 4
     assert capsys.readouterr().err.endswith("`vitscope index` makes one.\n")
+
+
+_WITHOUT = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in sys.argv[2:]:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+from vitscope.client import VitscopeError, open_local
+try:
+    with open_local(sys.argv[1]) as client:
+        print(len(client.top_images("blocks.0.mlp", 4, k=3, maps=True).images))
+        print(len(client.channel_statistics("blocks.0.mlp").channels))
+        print(len(client.similar_images("blocks.0.mlp", 3, k=2).images))
+except VitscopeError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def without(index: Path, *missing: str) -> list[str]:
+    """What a process prints that lacks some libraries."""
+    command = [sys.executable, "-c", _WITHOUT, str(index), *missing]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert run.stderr == ""
+    return run.stdout.splitlines()
+
+
+def test_libraries_of_the_server_and_the_indexer_are_not_needed(synthetic: Synthetic) -> None:
+    others = ("zarr", "torch", "timm", "numba", "pyarrow", "grpc_health", "grpc_reflection")
+    assert without(synthetic.path, *others, "prometheus_client") == ["3", "11", "2"]
+
+
+def test_faiss_is_needed_where_likeness_is_asked_for(synthetic: Synthetic) -> None:
+    assert without(synthetic.path, "faiss") == [
+        "3",
+        "11",
+        "UsageError This question needs faiss; install it with `pip install 'vitscope[faiss-cpu]'` "
+        "(or vitscope[faiss-gpu] where there is a CUDA device).",
+    ]
+
+
+@pytest.mark.parametrize("library", ["tensorstore", "blake3", "google_crc32c"])
+def test_what_opening_needs_is_named(synthetic: Synthetic, library: str) -> None:
+    assert without(synthetic.path, library) == [
+        f"UsageError Opening an index needs {library}; install it with "
+        "`pip install 'vitscope[store]'`."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("more", "flags"),
+    [
+        (["--server", "127.0.0.1:1"], "--server"),
+        (["--tls"], "--tls"),
+        (["--tls-ca", "ca.pem", "--tls-name", "gpu-7"], "--tls-ca and --tls-name"),
+        (["--tls-cert", "a.crt", "--tls-key", "a.key"], "--tls-cert and --tls-key"),
+        (["--token-file", "token"], "--token-file"),
+        (["--timeout", "3"], "--timeout"),
+    ],
+)
+def test_the_command_is_told_either_a_folder_or_a_server(
+    synthetic: Synthetic, capsys: pytest.CaptureFixture[str], more: list[str], flags: str
+) -> None:
+    assert main(["layers", "--local", str(synthetic.path), *more]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == (f"vitscope: --local asks no server; leave out {flags}, or --local.\n")
+
+
+def test_what_the_environment_says_of_servers_is_no_objection(
+    synthetic: Synthetic, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VITSCOPE_SERVER", "127.0.0.1:1")
+    monkeypatch.setenv("VITSCOPE_TOKEN", "no token")
+    assert main(["layers", "--local", str(synthetic.path)]) == 0
+    assert "blocks.0.mlp" in capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import copy
 import dataclasses
 import io
 import pickle
@@ -39,6 +40,7 @@ class Page(HTMLParser):
         super().__init__()
         self.images: list[dict[str, str | None]] = []
         self.said: list[str] = []
+        self.titles: list[str] = []
         self.tables: list[list[list[str]]] = []
         """By table, the heads and then the rows."""
         self._open: list[str] = []
@@ -51,6 +53,7 @@ class Page(HTMLParser):
         if tag == "img":
             self.images.append(dict(attrs))
             return
+        self.titles += [value or "" for name, value in attrs if name == "title"]
         self._open.append(tag)
         match tag:
             case "table":
@@ -214,6 +217,30 @@ def test_the_table_stays_where_nobody_knows_the_server(answers: Answers) -> None
         assert shown.images == []
         assert shown.said[0].startswith("No pictures: this answer does not know which server")
         assert shown.tables == page(answers[kind]).tables
+
+
+def test_a_copy_shows_its_pictures(answers: Answers) -> None:
+    """And a pickle, which may go anywhere, does not: it has neither address nor token."""
+    top = answers[TopImages]
+    for copied in (copy.copy, copy.deepcopy):
+        assert page(copied(top)).png() == page(top).png()
+
+
+def test_long_names_are_shortened_and_whole_where_a_pointer_rests(client: Client) -> None:
+    name = f"\"<b>'{'begin' * 40}{'end' * 40}"
+    top = client.top_images(WIDE, 4, k=2)
+    [first, second] = top.images
+    long = dataclasses.replace(top, images=(dataclasses.replace(first, label=name), second))
+    source = source_of(top)
+    assert source is not None
+    shown = page(with_source(long, source))
+    assert shown.titles == [name]
+    [_, row, other] = shown.tables[0]
+    assert row[4] == f"{name[:40]}…{name[-39:]}"
+    assert other == page(top).tables[0][2]
+    [image] = client.images([5])
+    told = dataclasses.replace(image, key="k" * 5000)
+    assert 0 < len(page(told).images[0]["alt"] or "") < 200
 
 
 def test_pictures_of_a_later_generation_are_not_shown(client: Client) -> None:

@@ -12,7 +12,8 @@ from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 from PIL import Image
 
-from vitscope.client import ServerError, UsageError, convert
+from vitscope.client import ServerError, UsageError, convert_maps
+from vitscope.client.entries import PatchGrid
 from vitscope.client.files import folder_target, png_target
 from vitscope.client.pictures import (
     Cell,
@@ -24,7 +25,6 @@ from vitscope.client.pictures import (
     overlay,
     save_png,
 )
-from vitscope.client.results import PatchGrid
 from vitscope.v1 import query_pb2
 
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -203,7 +203,7 @@ def test_every_grid_that_a_reply_may_have_is_drawn(
     message = query_pb2.PatchGrid(
         input_height=224, input_width=side, cell_height=56, cell_width=cell, left=start
     )
-    grid = convert.patch_grid(message, 4, patches)
+    grid = convert_maps.patch_grid(message, 4, patches)
     hot = np.full((4, patches), 5.0)
     shown = heat_shown(overlay(flat(8, pixels), hot, top=5.0, grid=grid))
     at = (np.arange(pixels) + 0.5) * side / pixels

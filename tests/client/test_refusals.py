@@ -104,6 +104,54 @@ def test_refusals_leave_no_picture(name: str, empty_folder: Path, capsys: Captur
     assert list(empty_folder.iterdir()) == []
 
 
+NO_TOKEN = "is no token; give the whole of one: letters, digits and signs without blanks."
+
+
+@pytest.mark.parametrize("text", ["", "\nsecret", "two words", "schlüssel", "\N{BYTE ORDER MARK}x"])
+def test_a_token_that_is_none(
+    text: str, empty_folder: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (empty_folder / "token").write_text(text)
+    err = refused([*TOP, "--token-file", "token"], 2, capsys)
+    assert err == f"vitscope: The first line of token {NO_TOKEN}\n"
+    if text:
+        monkeypatch.setenv("VITSCOPE_TOKEN", text)
+        assert refused(TOP, 2, capsys) == f"vitscope: VITSCOPE_TOKEN {NO_TOKEN}\n"
+
+
+def test_a_token_file_that_is_not_there(empty_folder: Path, capsys: Captured) -> None:
+    err = refused([*TOP, "--token-file", "token"], 2, capsys)
+    assert err == "vitscope: Cannot read token: No such file or directory.\n"
+
+
+def test_an_empty_variable_is_none(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITSCOPE_TOKEN", "")
+    assert main([*TOP, "-k", "1"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (
+            ["--server", "gpu-7:1", "--token-file", "token"],
+            "A token would go to gpu-7:1 for anyone to read; give --tls with it.",
+        ),
+        (
+            ["--server", "a:1,b:1", "--tls"],
+            "Replicas over TLS need one name that all their certificates have; give it as "
+            "--tls-name NAME.",
+        ),
+        (["--tls-cert", "a.crt"], "A certificate and its key go together; give both or neither."),
+        (["--tls-ca", "none.pem"], "Cannot read none.pem: No such file or directory."),
+    ],
+)
+def test_what_is_said_in_flags(
+    line: list[str], sentence: str, empty_folder: Path, capsys: Captured
+) -> None:
+    (empty_folder / "token").write_text("secret\n")
+    assert refused([*TOP, *line], 2, capsys) == f"vitscope: {sentence}\n"
+
+
 def test_a_map_that_was_not_kept(
     synthetic: Synthetic, empty_folder: Path, capsys: Captured
 ) -> None:

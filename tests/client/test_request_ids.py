@@ -24,7 +24,7 @@ from vitscope.client import (
     open_local,
     request_id,
 )
-from vitscope.client.errors import from_status, request_id_of
+from vitscope.client.errors import Server, from_status, request_id_of
 
 LAYER = "blocks.0.mlp"
 
@@ -88,10 +88,10 @@ def test_errors_have_the_id(
 
 def test_a_failure_that_does_not_name_its_id_is_told_with_it() -> None:
     for code in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL):
-        error = from_status(code, "Oh no.", "127.0.0.1:1", "mine")
+        error = from_status(code, "Oh no.", Server("127.0.0.1:1"), "mine")
         assert str(error) == "The server at 127.0.0.1:1 failed: Oh no (request_id mine)."
         assert error.request_id == "mine"
-    error = from_status(grpc.StatusCode.NOT_FOUND, "No row 9.", "127.0.0.1:1", "mine")
+    error = from_status(grpc.StatusCode.NOT_FOUND, "No row 9.", Server("127.0.0.1:1"), "mine")
     assert (str(error), error.request_id) == ("No row 9.", "mine")
 
 

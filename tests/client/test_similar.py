@@ -26,7 +26,7 @@ from vitscope.client import (
     sheets,
 )
 from vitscope.client.cli import main
-from vitscope.client.requests import DIRECTION_MEASURES
+from vitscope.client.fields import DIRECTION_MEASURES
 from vitscope.store.approximate import SIZES
 from vitscope.v1 import query_pb2 as pb
 from vitscope.v1.service_pb2_grpc import ActivationServiceStub

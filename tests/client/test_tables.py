@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import pickle
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas
 import pytest
 from client.answers import DENSE, EXPECTED, OTHER, QUESTIONS, without_nan
@@ -220,4 +222,45 @@ def test_where_an_answer_came_from_is_no_part_of_it(pair_server: str, answers: A
         assert repr(copied) == repr(answer)
         assert "source" not in {field.name for field in dataclasses.fields(answer)}  # type: ignore[arg-type]
     assert source_of(answers[TopImages]) is not None
+    for copied in (copy.copy, copy.deepcopy):
+        for answer in answers.values():
+            same = copied(answer)
+            assert same is not answer
+            assert repr(same) == repr(answer)
+            assert source_of(same) is source_of(answer)
     assert dataclasses.asdict(one)["generation"] == one.generation  # type: ignore[call-overload, attr-defined]
+
+
+def test_a_deep_copy_has_arrays_of_its_own(client: Client) -> None:
+    top = client.top_images(WIDE, 4, k=3, maps=True)
+    shallow, deep = copy.copy(top), copy.deepcopy(top)
+    assert top.maps is not None
+    assert deep.maps is not None
+    assert shallow.maps is top.maps
+    assert not np.shares_memory(deep.maps.values, top.maps.values)
+    assert np.array_equal(deep.maps.values, top.maps.values)
+    assert source_of(deep.maps) is source_of(top)
+    bare = pickle.loads(pickle.dumps(top))
+    assert source_of(copy.copy(bare)) is source_of(copy.deepcopy(bare)) is None
+
+
+def test_long_texts_are_short_to_print(client: Client) -> None:
+    top = client.top_images(WIDE, 4, k=1)
+    name = f"{'begin' * 40}{'end' * 40}"
+    [image] = client.images([5])
+    for answer in (
+        dataclasses.replace(top.images[0], label=name, key=name),
+        dataclasses.replace(image, label=name, key=name),
+        client.top_patches(WIDE, 4, k=1).patches[0],
+    ):
+        text = repr(answer)
+        assert len(text) < 500
+        assert text.startswith(f"{type(answer).__name__}(")
+        assert name not in text
+    long = dataclasses.replace(top.images[0], label=name)
+    assert "label='beginbegin" in repr(long)
+    assert "…" in repr(long)
+    assert "endend'" in repr(long)
+    assert long.label == name
+    [row] = dataclasses.replace(top, images=(long,)).to_pandas().to_dict("records")
+    assert row["label"] == name

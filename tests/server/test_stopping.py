@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import grpc
 import pytest
@@ -72,3 +73,30 @@ def test_no_call_fails_that_began_before_the_signal(
         early = [failure for asker in askers for failure in asker.failed if failure[0] < told]
         assert early == []
         assert "Traceback" not in server.errors.read_text()
+
+
+def test_a_renewal_that_is_under_way_holds_up_no_end(synthetic_copy: Path, serve: Serve) -> None:
+    server = serve(synthetic_copy, options=("--follow", "0.05"))
+    [now] = (synthetic_copy / "generations").iterdir()
+    new = now.with_name("000009-0123456789abcdef")
+    new.mkdir()
+    # It is opened, and read without end.
+    manifest = new / "manifest.json"
+    os.mkfifo(manifest)
+    pointer = synthetic_copy / "CURRENT.new"
+    pointer.write_text(f"{new.name}\n")
+    pointer.replace(synthetic_copy / "CURRENT")
+    limit = time.monotonic() + PATIENCE
+    while True:
+        try:
+            # Only once somebody reads it.
+            writing = os.open(manifest, os.O_WRONLY | os.O_NONBLOCK)
+            break
+        except OSError:
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+    try:
+        assert server.terminate() == 0
+    finally:
+        os.close(writing)
+    assert "Traceback" not in server.errors.read_text()

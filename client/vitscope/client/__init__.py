@@ -9,7 +9,23 @@ Pictures are drawn by `vitscope.client.pictures`.
 
 from vitscope.client.aio import AsyncClient
 from vitscope.client.client import Client
-from vitscope.client.connection import Retries, Tls, request_id
+from vitscope.client.connection import Retries, request_id
+from vitscope.client.entries import (
+    BoxedImage,
+    BoxScores,
+    ChangedImage,
+    ChannelChange,
+    ChannelMap,
+    Distinctness,
+    Layer,
+    Model,
+    NamedDirections,
+    PatchGrid,
+    ScoredChannel,
+    ScoredImage,
+    ScoredPatch,
+    TokenLayout,
+)
 from vitscope.client.errors import (
     AccessError,
     CancelledError,
@@ -31,41 +47,28 @@ from vitscope.client.filters import ImageFilter
 from vitscope.client.local import open_local
 from vitscope.client.results import (
     AnalyzedImage,
-    BoxedImage,
-    BoxScores,
     ChangedChannels,
-    ChangedImage,
     ChangedImages,
     ChannelBoxScores,
-    ChannelChange,
-    ChannelMap,
     ChannelStatistics,
     Directions,
-    Distinctness,
     Image,
     Index,
-    Layer,
-    Model,
-    NamedDirections,
     Neighbours,
-    PatchGrid,
     PatchMap,
     PatchMaps,
     ScoreBlock,
-    ScoredChannel,
-    ScoredImage,
-    ScoredPatch,
     Scores,
     SimilarChannels,
     SimilarImages,
     SimilarPatches,
-    TokenLayout,
     TopChannels,
     TopImages,
     TopImagesAlong,
     TopImagesByBox,
     TopPatches,
 )
+from vitscope.client.trust import Tls
 
 __all__ = [
     "AccessError",

@@ -1,26 +1,11 @@
 """The asynchronous client: the methods of `Client`, to be awaited."""
 
-import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from functools import partial
-from types import TracebackType
-from typing import Any, Self, SupportsIndex, TypeVar
+from collections.abc import AsyncIterator, Collection, Sequence
+from typing import SupportsIndex
 
-from google.protobuf.message import Message
-
-from vitscope.client import convert, requests, scores
-from vitscope.client.answer import A, Source, with_source
-from vitscope.client.client import Client
-from vitscope.client.connection import (
-    RETRIES,
-    Connection,
-    Retries,
-    Tls,
-    picture_bytes,
-    with_request_id,
-)
-from vitscope.client.errors import UsageError, rpc_errors
+from vitscope.client import convert, convert_maps, fields, requests, scores
+from vitscope.client.aio_asking import AsyncAsking
 from vitscope.client.filters import ImageFilter
 from vitscope.client.results import (
     AnalyzedImage,
@@ -45,12 +30,9 @@ from vitscope.client.results import (
     TopPatches,
 )
 from vitscope.v1 import query_pb2
-from vitscope.v1.service_pb2_grpc import ActivationServiceStub
-
-_T = TypeVar("_T")
 
 
-class AsyncClient:
+class AsyncClient(AsyncAsking):
     """A connection to a vitscope server for one event loop; many questions at a time.
 
     async with AsyncClient("127.0.0.1:50051") as client:
@@ -60,71 +42,15 @@ class AsyncClient:
     iterated over with `async for`; a call that is cancelled ends on the server too.
     """
 
-    def __init__(
-        self,
-        address: str | Sequence[str],
-        *,
-        timeout: float = 30.0,
-        tls: Tls | None = None,
-        token: str | None = None,
-        retries: Retries = RETRIES,
-    ) -> None:
-        self._connection = Connection(address, timeout, tls, token, retries)
-        self._another: Callable[[], Client] = partial(
-            Client, address, timeout=timeout, tls=tls, token=token, retries=retries
-        )
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            raise UsageError(
-                "An AsyncClient belongs to an event loop; make it inside of a coroutine."
-            ) from None
-        self._channel = self._connection.aio_channel()
-        self._stub = ActivationServiceStub(self._channel)
-
-    async def _ask(self, method: Callable[..., Awaitable[_T]], request: Message) -> _T:
-        with rpc_errors(self._connection.name):
-            return await method(request, **with_request_id(self._connection.told))
-
-    async def _each(self, method: Callable[..., Any], request: Message) -> AsyncIterator[Any]:
-        with rpc_errors(self._connection.name):
-            call = method(request, **with_request_id(self._connection.told))
-            try:
-                async for reply in call:
-                    yield reply
-            finally:
-                # Where the loop was left early, the server stops too.
-                call.cancel()
-
-    async def close(self) -> None:
-        """Let the connection go; calls under way are cancelled (`asyncio.CancelledError`)."""
-        await self._channel.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-    def _with_source(self, request: Any, answer: A) -> A:
-        """The answer, told where its pictures come from."""
-        other = getattr(request, "other", "")
-        return with_source(answer, Source(self._another, request.index, other))
-
     async def indexes(self) -> list[Index]:
         """As `Client.indexes`."""
-        reply = await self._ask(self._stub.ListIndexes, query_pb2.ListIndexesRequest())
+        reply = await self._ask((await self._stub()).ListIndexes, query_pb2.ListIndexesRequest())
         return [convert.index(index) for index in reply.indexes]
 
     async def index(self, name: str = "") -> Index:
         """As `Client.index`."""
         request = requests.index_request(name)
-        reply = await self._ask(self._stub.GetIndex, request)
+        reply = await self._ask((await self._stub()).GetIndex, request)
         return convert.index(reply.index)
 
     async def top_images(
@@ -144,7 +70,7 @@ class AsyncClient:
         """As `Client.top_images`."""
         ranked = requests.Ranked(pooling, k, maps, where, order, band, distinct)
         request = requests.top_images_request(index, layer, channel, ranked)
-        reply = await self._ask(self._stub.TopImages, request)
+        reply = await self._ask((await self._stub()).TopImages, request)
         return self._with_source(request, convert.top_images(reply, layer, channel))
 
     def top_images_of_channels(
@@ -173,7 +99,7 @@ class AsyncClient:
         channels: Collection[SupportsIndex] | None,
     ) -> AsyncIterator[TopImages]:
         checked = convert.TopImagesInOrder(layer, channels)
-        async for reply in self._each(self._stub.TopImagesOfChannels, request):
+        async for reply in self._each((await self._stub()).TopImagesOfChannels, request):
             yield self._with_source(request, checked.take(reply))
         checked.end()
 
@@ -187,7 +113,7 @@ class AsyncClient:
     ) -> ChannelStatistics:
         """As `Client.channel_statistics`."""
         request = requests.channel_statistics_request(index, layer, channels, pooling)
-        reply = await self._ask(self._stub.GetChannelStatistics, request)
+        reply = await self._ask((await self._stub()).GetChannelStatistics, request)
         return convert.channel_statistics(reply, layer)
 
     async def top_patches(
@@ -201,7 +127,7 @@ class AsyncClient:
     ) -> TopPatches:
         """As `Client.top_patches`."""
         request = requests.top_patches_request(index, layer, channel, k, where)
-        reply = await self._ask(self._stub.TopPatches, request)
+        reply = await self._ask((await self._stub()).TopPatches, request)
         return self._with_source(request, convert.top_patches(reply, layer, channel))
 
     async def top_channels(
@@ -220,7 +146,7 @@ class AsyncClient:
         """As `Client.top_channels`."""
         part = requests.Part(pooling, patch, rectangle, box)
         request = requests.top_channels_request(index, row, layers, part, percentiles, k)
-        reply = await self._ask(self._stub.TopChannels, request)
+        reply = await self._ask((await self._stub()).TopChannels, request)
         return convert.top_channels(reply, row)
 
     async def similar_channels(
@@ -234,7 +160,7 @@ class AsyncClient:
     ) -> SimilarChannels:
         """As `Client.similar_channels`."""
         request = requests.similar_channels_request(index, layer, channel, k, layers)
-        reply = await self._ask(self._stub.SimilarChannels, request)
+        reply = await self._ask((await self._stub()).SimilarChannels, request)
         return convert.similar_channels(reply, layer, channel)
 
     async def box_scores(
@@ -248,7 +174,7 @@ class AsyncClient:
     ) -> ChannelBoxScores:
         """As `Client.box_scores`."""
         request = requests.box_scores_request(index, layer, channels, box_labels, where)
-        reply = await self._ask(self._stub.GetBoxScores, request)
+        reply = await self._ask((await self._stub()).GetBoxScores, request)
         return convert.channel_box_scores(reply, layer)
 
     async def top_images_by_box(
@@ -267,20 +193,20 @@ class AsyncClient:
         request = requests.top_images_by_box_request(
             index, layer, channel, box_labels, where, measure, order, k
         )
-        reply = await self._ask(self._stub.TopImagesByBox, request)
+        reply = await self._ask((await self._stub()).TopImagesByBox, request)
         return self._with_source(request, convert.top_images_by_box(reply, layer, channel))
 
     async def patch_maps(
         self,
-        selectors: Sequence[requests.Selector],
+        selectors: Sequence[fields.Selector],
         *,
         encoding: str = "float16",
         index: str = "",
     ) -> list[PatchMaps]:
         """As `Client.patch_maps`."""
         request = requests.patch_maps_request(index, selectors, encoding)
-        replies = [reply async for reply in self._each(self._stub.GetPatchMaps, request)]
-        found = convert.patch_maps_stream(replies, selectors)
+        replies = [reply async for reply in self._each((await self._stub()).GetPatchMaps, request)]
+        found = convert_maps.patch_maps_stream(replies, selectors)
         return [self._with_source(request, maps) for maps in found]
 
     async def patch_map_grid(
@@ -295,8 +221,8 @@ class AsyncClient:
         """As `Client.patch_map_grid`."""
         request = requests.patch_map_grid_request(index, layer, rows, channels, encoding)
         asked = [(layer, channel, row) for row in rows for channel in channels]
-        replies = [reply async for reply in self._each(self._stub.GetPatchMaps, request)]
-        [maps] = convert.patch_maps_stream(replies, asked)
+        replies = [reply async for reply in self._each((await self._stub()).GetPatchMaps, request)]
+        [maps] = convert_maps.patch_maps_stream(replies, asked)
         return self._with_source(request, maps)
 
     async def patch_map(
@@ -304,7 +230,7 @@ class AsyncClient:
     ) -> PatchMap:
         """As `Client.patch_map`."""
         [maps] = await self.patch_maps([(layer, channel, row)], index=index)
-        return convert.one_map(maps)
+        return convert_maps.one_map(maps)
 
     async def similar_images(
         self,
@@ -317,7 +243,7 @@ class AsyncClient:
     ) -> SimilarImages:
         """As `Client.similar_images`."""
         request = requests.similar_images_request(index, layer, row, k, exact)
-        reply = await self._ask(self._stub.SimilarImages, request)
+        reply = await self._ask((await self._stub()).SimilarImages, request)
         return self._with_source(request, convert.similar_images(reply, layer, row))
 
     async def similar_patches(
@@ -333,13 +259,13 @@ class AsyncClient:
     ) -> SimilarPatches:
         """As `Client.similar_patches`."""
         request = requests.similar_patches_request(index, layer, row, patch, k, other_images, exact)
-        reply = await self._ask(self._stub.SimilarPatches, request)
+        reply = await self._ask((await self._stub()).SimilarPatches, request)
         return self._with_source(request, convert.similar_patches(reply, layer, row, patch))
 
     async def top_images_along(
         self,
         layer: str,
-        direction: requests.Direction,
+        direction: fields.Direction,
         *,
         measure: str = "projection",
         pooling: str = "mean",
@@ -351,13 +277,13 @@ class AsyncClient:
         request = requests.top_images_along_request(
             index, layer, direction, measure, pooling, k, where
         )
-        reply = await self._ask(self._stub.TopImagesAlongDirection, request)
+        reply = await self._ask((await self._stub()).TopImagesAlongDirection, request)
         return self._with_source(request, convert.top_images_along(reply, layer, measure, pooling))
 
     async def directions(self, layer: str = "", *, index: str = "") -> Directions:
         """As `Client.directions`."""
         request = requests.directions_request(index, layer)
-        reply = await self._ask(self._stub.ListDirections, request)
+        reply = await self._ask((await self._stub()).ListDirections, request)
         return convert.directions(reply)
 
     async def compare_channels(
@@ -376,7 +302,7 @@ class AsyncClient:
         request = requests.compare_channels_request(
             index, other, layer, pooling, where, measure, order, k
         )
-        reply = await self._ask(self._stub.CompareChannels, request)
+        reply = await self._ask((await self._stub()).CompareChannels, request)
         return convert.changed_channels(reply, layer)
 
     async def compare_images(
@@ -395,7 +321,7 @@ class AsyncClient:
         request = requests.compare_images_request(
             index, other, layer, channel, pooling, where, order, k
         )
-        reply = await self._ask(self._stub.CompareImages, request)
+        reply = await self._ask((await self._stub()).CompareImages, request)
         return self._with_source(request, convert.changed_images(reply, layer, channel))
 
     async def scores(
@@ -429,7 +355,7 @@ class AsyncClient:
         channels: Collection[SupportsIndex] | None,
     ) -> AsyncIterator[ScoreBlock]:
         checked = scores.BlocksInOrder(layer, channels)
-        async for reply in self._each(self._stub.GetScores, request):
+        async for reply in self._each((await self._stub()).GetScores, request):
             yield checked.take(reply)
         checked.end()
 
@@ -442,14 +368,14 @@ class AsyncClient:
         percentiles: bool = False,
         channels: SupportsIndex | None = None,
         neighbours: SupportsIndex | None = None,
-        maps: Sequence[requests.ChannelSelector] = (),
+        maps: Sequence[fields.ChannelSelector] = (),
         include_maps: bool = False,
         index: str = "",
     ) -> AnalyzedImage:
         """As `Client.analyze_image`."""
         request = requests.analyze_image_request(
             index,
-            picture_bytes(picture),
+            fields.picture_bytes(picture),
             layers,
             pooling,
             percentiles,
@@ -458,7 +384,7 @@ class AsyncClient:
             maps,
             include_maps,
         )
-        reply = await self._ask(self._stub.AnalyzeImage, request)
+        reply = await self._ask((await self._stub()).AnalyzeImage, request)
         return self._with_source(request, convert.analyzed_image(reply, maps, include_maps))
 
     async def images(
@@ -466,5 +392,5 @@ class AsyncClient:
     ) -> list[Image]:
         """As `Client.images`."""
         request = requests.images_request(index, rows, pictures)
-        replies = [reply async for reply in self._each(self._stub.GetImages, request)]
-        return convert.images_stream(replies, rows)
+        replies = [reply async for reply in self._each((await self._stub()).GetImages, request)]
+        return convert_maps.images_stream(replies, rows)

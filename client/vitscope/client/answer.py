@@ -1,12 +1,15 @@
-"""What all results have in common: short to print, a table, a page in a notebook."""
+"""What all results have in common: short to print, a table, a page in a notebook, copies."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
+
+from vitscope.client.text import brief
 
 if TYPE_CHECKING:
     import pandas
@@ -15,7 +18,10 @@ if TYPE_CHECKING:
 
 
 class Brief:
-    """Printed without its arrays, pictures and long tuples, of which only the size is told."""
+    """Printed without its arrays, pictures and long tuples, of which only the size is told.
+
+    Of long text the middle is left out.
+    """
 
     __slots__ = ()
 
@@ -38,9 +44,19 @@ class Source:
 class Answer(Brief):
     """What a client answers: a value with a table, which a notebook shows with its pictures."""
 
-    # No field of the dataclasses below: nothing that compares, copies or pickles answers sees it.
+    # No field of the dataclasses below: nothing that compares or pickles answers sees it. A pickle
+    # travels, where it must neither carry a token nor have who opens it dial a server.
     __slots__ = ("_source",)
     _source: Source
+
+    def __copy__(self) -> Self:
+        """A copy within this process, which knows as well where its pictures come from."""
+        return _from_where(self, replace(self))  # type: ignore[type-var]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Likewise, of arrays of its own."""
+        told = {name: copy.deepcopy(getattr(self, name), memo) for name in names_of(self)}
+        return _from_where(self, type(self)(**told))
 
     def to_pandas(self) -> pandas.DataFrame:
         """A pandas DataFrame with a row for each entry.
@@ -81,6 +97,14 @@ def source_of(answer: Answer) -> Source | None:
     return source
 
 
+def _from_where(answer: A, made: A) -> A:
+    """`made` of an answer, told where that one's own pictures come from."""
+    source = source_of(answer)
+    if source is not None:
+        object.__setattr__(made, "_source", source)
+    return made
+
+
 def names_of(value: Any) -> list[str]:
     """The fields of a dataclass."""
     return [field.name for field in fields(value)]
@@ -88,6 +112,8 @@ def names_of(value: Any) -> list[str]:
 
 def _brief(value: object) -> str:
     match value:
+        case str():
+            return repr(brief(value))
         case np.ndarray():
             return f"<{value.dtype} {value.shape}>"
         case bytes():

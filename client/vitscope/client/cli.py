@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import Protocol, cast
 
+from vitscope.client.extras import mend_for
+
 GROUP = "vitscope.commands"
 BAD_INPUT = 3
 INTERRUPTED = 130
@@ -32,23 +34,6 @@ exit codes:
   143  stopped by SIGTERM
 
 `vitscope COMMAND --help` describes a command. Answers go to stdout, all else to stderr."""
-
-# Which extra brings a library, for commands that name none or need FAISS besides.
-_EXTRA_OF = {
-    "blake3": "store",
-    "faiss": "faiss-cpu",
-    "grpc_health": "server",
-    "grpc_reflection": "server",
-    "numba": "indexer",
-    "obstore": "s3",
-    "prometheus_client": "server",
-    "pyarrow": "arrow",
-    "safetensors": "indexer",
-    "tensorstore": "store",
-    "timm": "indexer",
-    "torch": "indexer",
-    "torchvision": "indexer",
-}
 
 
 class Command(Protocol):
@@ -112,25 +97,14 @@ def _run(point: EntryPoint, arguments: Sequence[str]) -> int:
         command.add_arguments(parser)
         return command.run(parser.parse_args(arguments))
     except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        mend = _extra_for(missing, extra)
+        mend = mend_for(error, extra)
         if mend is None:
             raise
-        return _complain(f"{point.name} needs {missing}; install it with {mend}.", 3)
+        return _complain(f"{point.name} needs {mend[0]}; install it with {mend[1]}.", BAD_INPUT)
 
 
 def _load(point: EntryPoint) -> Command:
     return cast(Command, point.load())
-
-
-def _extra_for(missing: str, extra: str | None) -> str | None:
-    """How to get a library that is not there; None where that is a bug of ours."""
-    if missing == "faiss":
-        choice = "(or vitscope[faiss-gpu] where there is a CUDA device)"
-        return f"`pip install 'vitscope[faiss-cpu]'` {choice}"
-    if missing not in _EXTRA_OF:
-        return None
-    return f"`pip install 'vitscope[{extra or _EXTRA_OF[missing]}]'`"
 
 
 def _overview(commands: Mapping[str, EntryPoint]) -> str:

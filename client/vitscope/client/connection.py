@@ -1,24 +1,19 @@
 """How a server is reached: addresses, deadlines, trust, who asks, and what is tried again."""
 
-import ipaddress
 import json
-import os
 import re
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import grpc
 
-from vitscope.client.errors import REQUEST_ID, SANE, UsageError
+from vitscope.client.addresses import checked_address, host_of, is_here, target
+from vitscope.client.errors import PYTHON, REQUEST_ID, SANE, Server, UsageError, Words
+from vitscope.client.trust import Tls
 
-_ADDRESS = re.compile(
-    r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\s:/,\[\]]+):(?P<port>[0-9]{1,5})",
-)
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 _LONGEST = 1_000_000
 """Seconds; deadlines far beyond overflow in gRPC."""
@@ -31,45 +26,6 @@ _OPTIONS = [
     # A request beyond this is not tried again, and a picture is beyond gRPC's 256 KiB.
     ("grpc.per_rpc_retry_buffer_size", 4 << 20),
 ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tls:
-    """How a server is trusted, and how it can trust this client.
-
-    Client("gpu-7:50051", tls=Tls(roots="ca.pem"))
-
-    Files are PEM. Without `roots` the authorities are those that gRPC brings. `certificate` and
-    `key` go together, for a server that asks for them. `server_name` is the name in the server's
-    certificate, where that is not the host of the address.
-    """
-
-    roots: str | os.PathLike[str] | None = None
-    certificate: str | os.PathLike[str] | None = None
-    key: str | os.PathLike[str] | None = None
-    server_name: str | None = None
-
-    def __post_init__(self) -> None:
-        if (self.certificate is None) != (self.key is None):
-            raise UsageError("A certificate and its key go together; give both or neither.")
-
-    def credentials(self) -> grpc.ChannelCredentials:
-        """The files' contents; raises `UsageError` for one that cannot be read."""
-        roots, key, certificate = map(_pem, (self.roots, self.key, self.certificate))
-        return grpc.ssl_channel_credentials(roots, key, certificate)
-
-
-def _pem(path: str | os.PathLike[str] | None) -> bytes | None:
-    if path is None:
-        return None
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise UsageError(f"Cannot read {path}: {error.strerror}.") from None
-    # gRPC would only say that nothing answers.
-    if b"-----BEGIN " not in data:
-        raise UsageError(f"{path} is no PEM file; give one that begins with -----BEGIN.")
-    return data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +65,14 @@ class Retries:
 RETRIES = Retries()
 
 
+def check_token(token: str, what: str) -> None:
+    """Raise `UsageError` for what is no token; `what` it was given as."""
+    if not _TOKEN.fullmatch(token):
+        raise UsageError(
+            f"{what} is no token; give the whole of one: letters, digits and signs without blanks."
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Connection:
     """Everything that both clients are told before they ask; raises `UsageError`."""
@@ -118,6 +82,10 @@ class Connection:
     tls: Tls | None = None
     token: str | None = field(default=None, repr=False)
     retries: Retries = RETRIES
+    words: Words = PYTHON
+    _credentials: grpc.ChannelCredentials | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         for each in self.addresses:
@@ -131,18 +99,22 @@ class Connection:
                 f"A timeout of {self.timeout} seconds cannot be; give a positive number, "
                 f"{_LONGEST:,} at most."
             )
-        if self.tls and not self.tls.server_name and len(set(map(_host, self.addresses))) > 1:
+        if self.tls and not self.tls.server_name and len(set(map(host_of, self.addresses))) > 1:
             # gRPC holds the certificates of all against one name.
             raise UsageError(
                 "Replicas over TLS need one name that all their certificates have; give it as "
-                "Tls(server_name=…)."
+                f"{self.words.server_name}."
             )
-        if self.token is not None and not _TOKEN.fullmatch(self.token):
-            raise UsageError("A token has letters, digits and signs without blanks; give it whole.")
-        if self.token is not None and self.tls is None and not all(map(_here, self.addresses)):
-            raise UsageError(
-                f"A token would go to {self.name} for anyone to read; give tls=Tls() with it."
-            )
+        if self.token is not None:
+            check_token(self.token, "The value of token")
+            if self.tls is None and not all(map(is_here, self.addresses)):
+                raise UsageError(
+                    f"A token would go to {self.name} for anyone to read; give "
+                    f"{self.words.tls} with it."
+                )
+        if self.tls is not None:
+            # Now, so that what is wrong with a file is said before the first question.
+            object.__setattr__(self, "_credentials", self.tls.credentials())
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -155,6 +127,12 @@ class Connection:
         return ", ".join(self.addresses)
 
     @property
+    def server(self) -> Server:
+        """What else they say of it."""
+        shown = self.tls is not None and self.tls.certificate is not None
+        return Server(self.name, self.tls is not None, shown, self.words)
+
+    @property
     def told(self) -> Mapping[str, Any]:
         """What goes with every call."""
         told: dict[str, Any] = {"timeout": float(self.timeout)}
@@ -162,31 +140,23 @@ class Connection:
             told["metadata"] = (("authorization", f"Bearer {self.token}"),)
         return told
 
-    def channel(self) -> grpc.Channel:
-        """A new channel; nothing is sent yet."""
-        if self.tls is None:
-            return grpc.insecure_channel(self._target(), options=self._options())
-        credentials = self.tls.credentials()
-        return grpc.secure_channel(self._target(), credentials, options=self._options())
+    def target(self) -> str:
+        """What gRPC dials: one address as it stands; several are looked up, which may take long."""
+        several = len(self.addresses) > 1
+        return target(self.addresses, self.timeout) if several else self.addresses[0]
 
-    def aio_channel(self) -> grpc.aio.Channel:
+    def channel(self, target: str | None = None) -> grpc.Channel:
+        """A new channel, to `target()` unless that is known; nothing is sent yet."""
+        target = target or self.target()
+        if self._credentials is None:
+            return grpc.insecure_channel(target, options=self._options())
+        return grpc.secure_channel(target, self._credentials, options=self._options())
+
+    def aio_channel(self, target: str) -> grpc.aio.Channel:
         """The same for the running event loop."""
-        if self.tls is None:
-            return grpc.aio.insecure_channel(self._target(), options=self._options())
-        credentials = self.tls.credentials()
-        return grpc.aio.secure_channel(self._target(), credentials, options=self._options())
-
-    def _target(self) -> str:
-        """Of one address as it stands, of several the numbers of all."""
-        if len(self.addresses) == 1:
-            return self.addresses[0]
-        found = [number for each in self.addresses for number in _numbers(each)]
-        kinds = {kind for kind, _ in found}
-        if len(kinds) > 1:
-            raise UsageError(
-                f"{self.name} are addresses of IPv4 and of IPv6; give replicas of one kind."
-            )
-        return f"{kinds.pop()}:{','.join(dict.fromkeys(number for _, number in found))}"
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(target, options=self._options())
+        return grpc.aio.secure_channel(target, self._credentials, options=self._options())
 
     def _options(self) -> list[tuple[str, Any]]:
         config: dict[str, Any] = {
@@ -202,8 +172,9 @@ class Connection:
         if len(self.addresses) > 1:
             config["loadBalancingConfig"] = [{"round_robin": {}}]
             config["healthCheckConfig"] = {"serviceName": _SERVICE}
-            # Of numbers no certificate speaks.
-            options.append(("grpc.default_authority", _host(self.addresses[0])))
+            # Of numbers no certificate speaks, nor of a scope.
+            host = host_of(self.addresses[0]).partition("%")[0]
+            options.append(("grpc.default_authority", host))
         if self.tls and self.tls.server_name:
             options.append(("grpc.ssl_target_name_override", self.tls.server_name))
         return [*options, ("grpc.service_config", json.dumps(config))]
@@ -239,52 +210,3 @@ def with_request_id(told: Mapping[str, Any]) -> Mapping[str, Any]:
     if given is None:
         return told
     return {**told, "metadata": (*told.get("metadata", ()), (REQUEST_ID, given))}
-
-
-def _numbers(address: str) -> list[tuple[str, str]]:
-    """The IP addresses of HOST:PORT, each as gRPC's resolvers `ipv4` and `ipv6` have them."""
-    host, _, port = address.rpartition(":")
-    try:
-        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "no such name"
-        raise UsageError(f"The host of {address} is not known ({reason}).") from None
-    kinds = {socket.AF_INET: "ipv4", socket.AF_INET6: "ipv6"}
-    some = [(kinds[kind], where[0]) for kind, _, _, _, where in found if kind in kinds]
-    # A name of both kinds counts once.
-    least = [each for each in some if each[0] == "ipv4"] or some
-    return [(kind, f"{n}:{port}" if kind == "ipv4" else f"[{n}]:{port}") for kind, n in least]
-
-
-def _host(address: str) -> str:
-    return address.rpartition(":")[0].strip("[]")
-
-
-def _here(address: str) -> bool:
-    """Whether what is sent there does not leave this machine."""
-    host = _host(address)
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def checked_address(address: str) -> str:
-    """HOST:PORT as it stands; raises `UsageError` for what is none."""
-    match = _ADDRESS.fullmatch(address)
-    if match is None or not 1 <= int(match["port"]) <= 65535:
-        raise UsageError(
-            f"{address!r} is not a server address; write HOST:PORT, such as 127.0.0.1:50051."
-        )
-    return address
-
-
-def picture_bytes(picture: bytes | os.PathLike[str]) -> bytes:
-    """Bytes of a picture file, or what is in the file; raises `UsageError`."""
-    if isinstance(picture, bytes):
-        return picture
-    path = Path(picture)
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"Cannot read the picture {path}: {error.strerror}.") from None

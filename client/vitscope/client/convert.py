@@ -1,25 +1,21 @@
-"""From replies to results, and never from a reply that makes no sense."""
+"""From replies to results, and never from a reply that makes no sense.
 
-import math
+Those with maps and pictures are read by `convert_maps`.
+"""
+
 import operator
 from collections.abc import Collection, Iterable, Sequence
-from itertools import groupby
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
 
 import numpy as np
 
-from vitscope.client import results
-from vitscope.client.answer import source_of, with_source
+from vitscope.client import entries, results
+from vitscope.client.convert_maps import image, patch_grid, patch_maps, require_asked, require_place
 from vitscope.client.errors import ServerError
-from vitscope.client.requests import POOLINGS, ChannelSelector, Selector
+from vitscope.client.fields import POOLINGS, ChannelSelector
 from vitscope.v1 import index_pb2, query_pb2
 
 _POOLING_NAMES = {value: name for name, value in POOLINGS.items()}
-
-_MOST = 1 << 12
-"""More patches than this along a side are a mistake."""
-_LARGEST = 64
-"""So are patches that are larger than so many inputs."""
 
 
 def pooling_name(value: index_pb2.Pooling.ValueType) -> str:
@@ -32,7 +28,7 @@ def index(message: index_pb2.Index) -> results.Index:
     return results.Index(
         name=message.name,
         generation=message.generation,
-        model=results.Model(
+        model=entries.Model(
             name=model.name,
             weights_sha256=model.weights_sha256,
             weights_source=model.weights_source,
@@ -47,9 +43,9 @@ def index(message: index_pb2.Index) -> results.Index:
     )
 
 
-def layer(message: index_pb2.Layer, model: index_pb2.Model) -> results.Layer:
+def layer(message: index_pb2.Layer, model: index_pb2.Model) -> entries.Layer:
     """A layer of an index that was made with `model`."""
-    return results.Layer(
+    return entries.Layer(
         name=message.name,
         depth=message.depth,
         channels=message.channels,
@@ -59,7 +55,7 @@ def layer(message: index_pb2.Layer, model: index_pb2.Model) -> results.Layer:
     )
 
 
-def token_layout(message: index_pb2.TokenLayout, model: index_pb2.Model) -> results.TokenLayout:
+def token_layout(message: index_pb2.TokenLayout, model: index_pb2.Model) -> entries.TokenLayout:
     """Where an older server does not tell, patches cover the model's input evenly."""
     told = message.cell_height or message.cell_width
     grid = query_pb2.PatchGrid(
@@ -70,8 +66,8 @@ def token_layout(message: index_pb2.TokenLayout, model: index_pb2.Model) -> resu
         top=message.top,
         left=message.left,
     )
-    _require_place(grid, message.height, message.width)
-    return results.TokenLayout(
+    require_place(grid, message.height, message.width)
+    return entries.TokenLayout(
         prefix=tuple(message.prefix),
         height=message.height,
         width=message.width,
@@ -160,15 +156,15 @@ def top_patches(
 
 def _grid_of(
     grid: query_pb2.PatchGrid, patches: Iterable[query_pb2.ScoredPatch]
-) -> results.PatchGrid:
+) -> entries.PatchGrid:
     """A grid that has these patches at least."""
     height, width = (1 + max((getattr(p, axis) for p in patches), default=0) for axis in "yx")
     return patch_grid(grid, height, width)
 
 
-def scored_patch(message: query_pb2.ScoredPatch) -> results.ScoredPatch:
+def scored_patch(message: query_pb2.ScoredPatch) -> entries.ScoredPatch:
     source = message.source
-    return results.ScoredPatch(
+    return entries.ScoredPatch(
         row=message.row,
         key=message.key,
         label=message.label if message.HasField("label") else None,
@@ -216,13 +212,13 @@ def top_images_by_box(
     )
 
 
-def boxed_image(message: query_pb2.BoxedImage) -> results.BoxedImage:
+def boxed_image(message: query_pb2.BoxedImage) -> entries.BoxedImage:
     scores = message.scores
-    return results.BoxedImage(
+    return entries.BoxedImage(
         row=message.row,
         key=message.key,
         label=message.label if message.HasField("label") else None,
-        scores=results.BoxScores(scores.inside, scores.area, scores.auc, scores.contrast),
+        scores=entries.BoxScores(scores.inside, scores.area, scores.auc, scores.contrast),
     )
 
 
@@ -232,7 +228,7 @@ def changed_channels(
     """The reply joined with the question, which it does not repeat."""
     _require_distinct("channel", [each.channel for each in message.channels])
     channels = tuple(
-        results.ChannelChange(
+        entries.ChannelChange(
             each.channel,
             each.mean,
             each.other_mean,
@@ -253,7 +249,7 @@ def changed_images(
     """The reply joined with the question, which it does not repeat."""
     _require_distinct("row", [each.row for each in message.images])
     images = tuple(
-        results.ChangedImage(
+        entries.ChangedImage(
             row=each.row,
             key=each.key,
             label=each.label if each.HasField("label") else None,
@@ -295,9 +291,9 @@ def similar_channels(
     return results.SimilarChannels(message.generation, layer, operator.index(channel), channels)
 
 
-def scored_channel(message: query_pb2.ScoredChannel) -> results.ScoredChannel:
+def scored_channel(message: query_pb2.ScoredChannel) -> entries.ScoredChannel:
     percentile = message.percentile if message.HasField("percentile") else None
-    return results.ScoredChannel(message.layer, message.channel, message.score, percentile)
+    return entries.ScoredChannel(message.layer, message.channel, message.score, percentile)
 
 
 def similar_images(
@@ -349,148 +345,22 @@ def top_images_along(
 
 def directions(message: query_pb2.ListDirectionsResponse) -> results.Directions:
     found = [
-        results.NamedDirections(each.layer, each.name, each.count) for each in message.directions
+        entries.NamedDirections(each.layer, each.name, each.count) for each in message.directions
     ]
     return results.Directions(message.generation, tuple(found))
 
 
-def scored_image(message: query_pb2.ScoredImage) -> results.ScoredImage:
+def scored_image(message: query_pb2.ScoredImage) -> entries.ScoredImage:
     distinct = message.distinctness
-    return results.ScoredImage(
+    return entries.ScoredImage(
         row=message.row,
         key=message.key,
         label=message.label if message.HasField("label") else None,
         score=message.score,
-        distinctness=results.Distinctness(distinct.score, distinct.hubs)
+        distinctness=entries.Distinctness(distinct.score, distinct.hubs)
         if message.HasField("distinctness")
         else None,
     )
-
-
-def patch_maps(message: query_pb2.PatchMaps, generation: str) -> results.PatchMaps:
-    count, height, width = len(message.rows), message.height, message.width
-    small = message.encoding == query_pb2.MAP_ENCODING_UINT8
-    consistent = (
-        min(height, width) >= (1 if count else 0)
-        and max(height, width) <= _MOST
-        and len(message.channels) == count
-        and len(message.values) == count * height * width * (1 if small else 2)
-        and len(message.scale) == len(message.offset) == (count if small else 0)
-        and message.encoding <= query_pb2.MAP_ENCODING_UINT8
-    )
-    if not consistent:
-        raise ServerError(
-            f"The server's reply is inconsistent: {count} rows, {len(message.channels)} channels "
-            f"and {len(message.values)} bytes for maps of {height} x {width} patches."
-        )
-    scale = np.array(message.scale, np.float32) if small else None
-    if scale is None:
-        values = np.frombuffer(message.values, "<f2").astype(np.float16, copy=False)
-        values = values.reshape(count, height, width)
-    else:
-        codes = np.frombuffer(message.values, np.uint8).reshape(count, height, width)
-        offset = np.array(message.offset, np.float32)
-        wide = offset[:, None, None] + scale[:, None, None] * codes
-        values = wide.astype(np.float16)
-    return results.PatchMaps(
-        generation=generation,
-        layer=message.layer,
-        rows=np.array(message.rows, np.int64),
-        channels=np.array(message.channels, np.int32),
-        values=values,
-        grid=patch_grid(message.grid, height, width) if message.HasField("grid") else None,
-        scale=scale,
-        recomputed=np.full(count, message.source == query_pb2.MAP_SOURCE_RECOMPUTED),
-    )
-
-
-def patch_grid(message: query_pb2.PatchGrid, height: int, width: int) -> results.PatchGrid:
-    """The place of a grid of so many patches from top to bottom and from left to right."""
-    _require_place(message, height, width)
-    return results.PatchGrid(
-        input_height=message.input_height,
-        input_width=message.input_width,
-        cell_height=message.cell_height,
-        cell_width=message.cell_width,
-        top=message.top,
-        left=message.left,
-    )
-
-
-def _require_place(grid: query_pb2.PatchGrid, height: int, width: int) -> None:
-    """Raise `ServerError` where the patches lie nowhere in the model's input."""
-    rows = grid.input_height, grid.cell_height, grid.top, height
-    columns = grid.input_width, grid.cell_width, grid.left, width
-    for side, cell, start, count in (rows, columns):
-        finite = math.isfinite(cell) and math.isfinite(start)
-        # Patches neither too small nor too large to be of any model, and one in the input at least.
-        fit = finite and 1 <= side <= cell * _MOST and cell <= side * _LARGEST
-        if not fit or not -cell * count < start < side:
-            raise ServerError(
-                f"The server's reply is inconsistent: patches of {grid.cell_height:g} x "
-                f"{grid.cell_width:g} pixels from {grid.top:g}, {grid.left:g} on do not lie in an "
-                f"input of {grid.input_height} x {grid.input_width} pixels."
-            )
-
-
-def patch_maps_stream(
-    messages: Iterable[query_pb2.GetPatchMapsResponse], selectors: Iterable[Selector]
-) -> list[results.PatchMaps]:
-    """The maps asked for, in that order; neighbours of one layer and grid become one result."""
-    parts = [patch_maps(message.maps, message.generation) for message in messages]
-    filled = [part for part in parts if len(part.rows)]
-    joined = [
-        _joined(list(group))
-        for _, group in groupby(filled, lambda part: (part.layer, part.values.shape[1:], part.grid))
-    ]
-    got = [
-        (maps.layer, channel, row)
-        for maps in joined
-        for channel, row in zip(maps.channels.tolist(), maps.rows.tolist(), strict=True)
-    ]
-    asked = [
-        (layer, operator.index(channel), operator.index(row)) for layer, channel, row in selectors
-    ]
-    _require_asked("maps", got, asked)
-    return joined
-
-
-def one_map(maps: results.PatchMaps) -> results.PatchMap:
-    """The only one of these."""
-    [row], [channel], [values] = maps.rows.tolist(), maps.channels.tolist(), maps.values
-    recomputed = maps.recomputed is not None and bool(maps.recomputed[0])
-    one = results.PatchMap(maps.generation, maps.layer, channel, row, values, maps.grid, recomputed)
-    source = source_of(maps)
-    return one if source is None else with_source(one, source)
-
-
-def _joined(parts: Sequence[results.PatchMaps]) -> results.PatchMaps:
-    if len(parts) == 1:
-        return parts[0]
-    return results.PatchMaps(
-        generation=parts[0].generation,
-        layer=parts[0].layer,
-        rows=np.concatenate([part.rows for part in parts]),
-        channels=np.concatenate([part.channels for part in parts]),
-        values=np.concatenate([part.values for part in parts]),
-        grid=parts[0].grid,
-        scale=_joined_scale(parts),
-        recomputed=_joined_recomputed(parts),
-    )
-
-
-def _joined_scale(
-    parts: Sequence[results.PatchMaps],
-) -> np.ndarray[Any, np.dtype[np.float32]] | None:
-    scales = [part.scale for part in parts if part.scale is not None]
-    return np.concatenate(scales) if scales else None
-
-
-def _joined_recomputed(
-    parts: Sequence[results.PatchMaps],
-) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    flags = [part.recomputed for part in parts if part.recomputed is not None]
-    return np.concatenate(flags)
 
 
 def analyzed_image(
@@ -503,7 +373,7 @@ def analyzed_image(
     found = [one for each in message.maps for one in _own_maps(each, message.generation)]
     strongest = [(each.layer, each.channel) for each in channels if include_maps]
     asked = [*strongest, *((layer, operator.index(channel)) for layer, channel in maps)]
-    _require_asked("maps", [(each.layer, each.channel) for each in found], asked)
+    require_asked("maps", [(each.layer, each.channel) for each in found], asked)
     picture = image(message.image, message.generation)
     return results.AnalyzedImage(
         generation=message.generation,
@@ -526,7 +396,7 @@ def analyzed_image(
     )
 
 
-def _own_maps(message: query_pb2.PatchMaps, generation: str) -> list[results.ChannelMap]:
+def _own_maps(message: query_pb2.PatchMaps, generation: str) -> list[entries.ChannelMap]:
     """Maps of a picture that has no row."""
     if message.rows:
         raise ServerError("The server's reply is inconsistent: maps of an own picture with rows.")
@@ -535,49 +405,6 @@ def _own_maps(message: query_pb2.PatchMaps, generation: str) -> list[results.Cha
     filled.rows.extend([0] * len(message.channels))
     maps = patch_maps(filled, generation)
     return [
-        results.ChannelMap(maps.layer, channel, values, maps.grid)
+        entries.ChannelMap(maps.layer, channel, values, maps.grid)
         for channel, values in zip(maps.channels.tolist(), maps.values, strict=True)
     ]
-
-
-def images_stream(
-    messages: Iterable[query_pb2.GetImagesResponse], rows: Iterable[SupportsIndex]
-) -> list[results.Image]:
-    """The images asked for, in that order."""
-    images = [image(one, message.generation) for message in messages for one in message.images]
-    _require_asked("images", [one.row for one in images], list(map(operator.index, rows)))
-    return images
-
-
-def image(message: query_pb2.Image, generation: str) -> results.Image:
-    return results.Image(
-        generation=generation,
-        row=message.row,
-        key=message.key,
-        label=message.label if message.HasField("label") else None,
-        valid=message.valid,
-        invalid_reason=message.invalid_reason,
-        jpeg=message.jpeg,
-        width=message.width,
-        height=message.height,
-        view=_view(message) if message.HasField("view") else None,
-    )
-
-
-def _view(image: query_pb2.Image) -> tuple[float, float, float, float]:
-    view = image.view
-    corners = view.x0, view.y0, view.x1, view.y1
-    whole = all(map(math.isfinite, corners)) and view.x0 < view.x1 and view.y0 < view.y1
-    if not whole or min(image.width, image.height) < 1:
-        raise ServerError(
-            f"The server's reply is inconsistent: row {image.row} shows {corners} of a picture of "
-            f"{image.width} x {image.height} pixels."
-        )
-    return corners
-
-
-def _require_asked(what: str, got: Sequence[object], asked: Sequence[object]) -> None:
-    if len(got) != len(asked):
-        raise ServerError(f"The server sent {len(got)} {what} where {len(asked)} were asked for.")
-    if got != asked:
-        raise ServerError(f"The server sent other {what} than those asked for.")

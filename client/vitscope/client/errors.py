@@ -1,7 +1,7 @@
 """What can go wrong when a server is asked, and the one place where gRPC's errors become ours.
 
     VitscopeError                  every error this package raises on purpose
-    ├── UsageError                 an argument that cannot work, found before asking
+    ├── UsageError                 an argument that cannot work, or a closed client
     ├── RequestError               the server refused the request
     │   ├── InvalidRequestError    a value that the field cannot take
     │   ├── NotFoundError          no such index, layer, channel or row
@@ -22,6 +22,7 @@ Each names an `exit_code` for the command line.
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import grpc
 
@@ -46,7 +47,7 @@ class VitscopeError(Exception):
 
 
 class UsageError(VitscopeError):
-    """An argument that cannot work, found before any server was asked."""
+    """An argument that cannot work, found before any server was asked, or a closed client."""
 
     exit_code = 2
 
@@ -129,43 +130,120 @@ EXCEPTIONS: dict[grpc.StatusCode, type[VitscopeError]] = {
 }
 """Every status code that is not OK; a test holds it to that."""
 
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What a caller calls the arguments that a sentence asks for."""
+
+    tls: str = "tls=Tls()"
+    roots: str = "Tls(roots=…)"
+    pair: str = "Tls(certificate=…, key=…)"
+    server_name: str = "Tls(server_name=…)"
+
+
+PYTHON = Words()
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What sentences have to know of who was asked."""
+
+    name: str
+    """HOST:PORT, or several with commas between them; of local indexes their folders."""
+    tls: bool = False
+    certificate: bool = False
+    """Whether it is shown a certificate of this client."""
+    words: Words = PYTHON
+
+    @property
+    def each(self) -> str:
+        """The one server, or whichever of them it was."""
+        return f"a server of {self.name}" if ", " in self.name else f"the server at {self.name}"
+
+
 # What is said in place of, or around, the text that came with the status.
-_SENTENCES: dict[type[VitscopeError], Callable[[str, str], str]] = {
-    UnavailableError: lambda address, details: _unavailable(address, details),
-    DeadlineError: lambda address, _: (
-        f"The server at {address} did not answer in time; allow more with a longer timeout."
+_SENTENCES: dict[type[VitscopeError], Callable[[Server, str], str]] = {
+    UnavailableError: lambda server, details: _unavailable(server, details),
+    DeadlineError: lambda server, _: (
+        f"The server at {server.name} did not answer in time; allow more with a longer timeout."
     ),
-    UnsupportedError: lambda address, _: (
-        f"The server at {address} does not know this question: "
+    UnsupportedError: lambda server, _: (
+        f"The server at {server.name} does not know this question: "
         "it is older than this client, or no vitscope server."
     ),
-    CancelledError: lambda address, _: f"The call to {address} was cancelled before its answer.",
-    ServerError: lambda address, details: f"The server at {address} failed: {details}",
+    CancelledError: lambda server, _: f"The call to {server.name} was cancelled before its answer.",
+    ServerError: lambda server, details: f"The server at {server.name} failed: {details}",
 }
 
+# How gRPC begins where no connection came about, and what it says of one that was cut meanwhile.
+_NO_CONNECTION = ("failed to connect to all addresses", "connections to all backends failing")
+_CUT = ("Socket closed", "onnection reset", "roken pipe")
+# As gRPC 1.85 says it, and 1.76.
+_OTHER_NAME = ("Hostname Verification", "is not in peer certificate")
+_UNKNOWN_NAME = ("errors resolving", "DNS resolution failed")
 
-def _unavailable(address: str, details: str) -> str:
-    if any(word in details for word in ("handshake", "erification", "VERIFY")):
-        return (
-            f"What answers at {address} does not do so over the TLS that was asked for "
-            f"({details.rstrip('.')}); check the certificates, and the name in the server's."
-        )
-    if ", " in address:
-        return f"None of the servers {address} answers; start one with `vitscope serve INDEX`."
+
+def _unavailable(server: Server, details: str) -> str:
+    if server.tls and (said := _distrust(server, details)):
+        return said
+    name, words = server.name, server.words
+    if details.startswith(_UNKNOWN_NAME):
+        return f"The host of {name} is not known; check the address."
+    if details.startswith(_NO_CONNECTION) and any(word in details for word in _CUT):
+        mend = f"if it wants TLS, give {words.tls}"
+        if server.certificate:
+            mend = f"if it does not trust this client's certificate, give another by {words.pair}"
+        elif server.tls:
+            mend = f"if it wants certificates of its callers, give {words.pair}"
+        return f"What answers at {name} cut the connection before any call; {mend}."
+    if ", " in name:
+        return f"None of the servers {name} answers; start one with `vitscope serve INDEX`."
     return (
-        f"No vitscope server answers at {address}; "
-        f"start one with `vitscope serve INDEX --listen {address}`."
+        f"No vitscope server answers at {name}; "
+        f"start one with `vitscope serve INDEX --listen {name}`."
     )
 
 
+def _distrust(server: Server, details: str) -> str | None:
+    """Why there is no TLS with the server; None where that is not what went wrong."""
+    words, certificate = server.words, f"The certificate of {server.each}"
+    if any(word in details for word in _OTHER_NAME):
+        return (
+            f"{certificate} has other names; ask by one of them, or give it as {words.server_name}."
+        )
+    if "certificate has expired" in details:
+        return f"{certificate}, or that of its authority, has expired; have it renewed."
+    if "not yet valid" in details:
+        return (
+            f"{certificate}, or that of its authority, is not valid yet; compare its dates with "
+            "the clock of this machine."
+        )
+    if "issuer certificate" in details or "self signed" in details or "self-signed" in details:
+        return (
+            f"{certificate} is of no authority that this client trusts; give the file of its "
+            f"authority as {words.roots}."
+        )
+    if "WRONG_VERSION_NUMBER" in details:
+        return (
+            f"What answers at {server.name} speaks no TLS; ask without {words.tls}, or serve with "
+            "--tls-cert and --tls-key."
+        )
+    if any(word in details for word in ("andshake", "erification", "VERIFY")):
+        return (
+            f"What answers at {server.name} does not do so over the TLS that was asked for "
+            f"({details.rstrip('.')}); check the certificates on both sides."
+        )
+    return None
+
+
 def from_status(
-    code: grpc.StatusCode, details: str, address: str, request_id: str | None = None
+    code: grpc.StatusCode, details: str, server: Server, request_id: str | None = None
 ) -> VitscopeError:
     """The exception for a status that is not OK, with one sentence."""
     kind = EXCEPTIONS[code]
     details = _sentence(details) or f"Status {code.name} came without a reason."
     sentence = _SENTENCES.get(kind)
-    text = sentence(address, details) if sentence else details
+    text = sentence(server, details) if sentence else details
     if kind is ServerError and request_id and request_id not in text:
         text = f"{text[:-1]} (request_id {request_id}){text[-1]}"
     error = kind(text)
@@ -186,12 +264,12 @@ def _sentence(text: str) -> str:
 
 
 @contextmanager
-def rpc_errors(address: str) -> Iterator[None]:
+def rpc_errors(server: Server) -> Iterator[None]:
     """Turn every `grpc.RpcError` of the block into one of ours."""
     try:
         yield
     except grpc.RpcError as error:
         if not isinstance(error, grpc.Call | grpc.aio.AioRpcError):
-            raise ServerError(_sentence(f"The call to {address} failed: {error}")) from None
+            raise ServerError(_sentence(f"The call to {server.name} failed: {error}")) from None
         told = request_id_of(error.trailing_metadata())
-        raise from_status(error.code(), error.details() or "", address, told) from None
+        raise from_status(error.code(), error.details() or "", server, told) from None

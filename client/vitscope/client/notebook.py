@@ -12,7 +12,7 @@ from vitscope.client import results, sheets, tables
 from vitscope.client.answer import Answer, Source, source_of
 from vitscope.client.errors import NotKeptError, VitscopeError
 from vitscope.client.pictures import Section, gallery_sheet, sheet_png
-from vitscope.client.text import printable
+from vitscope.client.text import brief, printable
 
 if TYPE_CHECKING:
     from vitscope.client.client import Client
@@ -148,7 +148,7 @@ class _Drawing:
 
 def _image(sections: Sequence[Section]) -> str:
     data = base64.b64encode(sheet_png(gallery_sheet(sections))).decode()
-    titles = (f"{each.title}, {len(each.cells)} pictures" for each in sections)
+    titles = (f"{brief(each.title)}, {len(each.cells)} pictures" for each in sections)
     alt = _text("; ".join(titles))
     return f'<img alt="{alt}" style="max-width: 100%" src="data:image/png;base64,{data}">'
 
@@ -158,7 +158,7 @@ def _table(answer: Answer) -> list[str]:
     whole = tables.table(answer)
     columns = list(zip(whole.columns.items(), whole.values, strict=True))[:MOST_COLUMNS]
     shown = [[_cell(value, kind) for value in values[:MOST_DRAWN]] for (_, kind), values in columns]
-    told = (f"{name} {_plain(value)}" for name, value in tables.constants(answer).items())
+    told = (f"{name} {brief(_plain(value))}" for name, value in tables.constants(answer).items())
     heads = "".join(f"<th{_side(kind)}>{_text(name)}</th>" for (name, kind), _ in columns)
     caption = _text(" · ".join([type(answer).__name__, *told]))
     lines = [
@@ -181,7 +181,11 @@ def _table(answer: Answer) -> list[str]:
 
 
 def _cell(value: object, kind: str) -> str:
-    return f"<td{_side(kind)}>{_text(_plain(value))}</td>"
+    """Of long text the middle is left out; a pointer that rests on it is shown the whole."""
+    whole = _plain(value)
+    shown = brief(whole)
+    title = f' title="{_text(whole)}"' if shown != whole else ""
+    return f"<td{_side(kind)}{title}>{_text(shown)}</td>"
 
 
 def _side(kind: str) -> str:

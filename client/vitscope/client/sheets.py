@@ -1,25 +1,22 @@
 """From answers to sheets; imported only when a picture is asked for, since Pillow is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitscope.client.client import Client
+from vitscope.client.entries import BoxedImage, ChangedImage, PatchGrid, ScoredImage, ScoredPatch
 from vitscope.client.errors import UsageError
 from vitscope.client.pictures import Cell, Section, decode
 from vitscope.client.results import (
     AnalyzedImage,
-    BoxedImage,
-    ChangedImage,
     ChangedImages,
     Image,
     Neighbours,
-    PatchGrid,
     PatchMap,
     PatchMaps,
-    ScoredImage,
-    ScoredPatch,
     SimilarImages,
     SimilarPatches,
     TopImages,
@@ -29,6 +26,7 @@ from vitscope.client.results import (
 )
 
 Named = Image | ScoredImage | ScoredPatch | BoxedImage | ChangedImage
+R = TypeVar("R", ScoredImage, ScoredPatch, BoxedImage)
 
 _PAIRS = 3
 """Of pictures side by side, so that none is torn apart."""
@@ -41,16 +39,14 @@ def top_images_section(client: Client, index: str, top: TopImages, how: str = "t
     """
     pictures = _pictures(client, index, [image.row for image in top.images], top.generation)
     maps = {} if top.maps is None else _by_row(top.maps)
-    cells = [
-        Cell(
-            picture=pictures[image.row],
-            patch_map=maps.get(image.row),
-            heading=f"{rank}  {_name(image)}",
-            detail=f"{top.pooling} {image.score:.4g} · row {image.row}",
-            grid=top.maps.grid if top.maps else None,
-        )
-        for rank, image in enumerate(top.images, 1)
-    ]
+    grid = top.maps.grid if top.maps else None
+    cells = _cells(
+        top.images,
+        pictures,
+        lambda image: f"{top.pooling} {image.score:.4g} · row {image.row}",
+        maps,
+        grid,
+    )
     ranked = f"{how} {len(cells)}" if how else f"{len(cells)} images"
     title = f"{top.layer} · channel {top.channel} · {ranked} by {top.pooling}"
     return Section(title, cells, note=_note(client, index, top.generation))
@@ -61,17 +57,13 @@ def top_patches_section(client: Client, index: str, top: TopPatches) -> Section:
     rows = list(dict.fromkeys(patch.row for patch in top.patches))
     pictures = _pictures(client, index, rows, top.generation)
     maps = _by_row(maps_of(client, index, top, rows)) if rows else {}
-    cells = [
-        Cell(
-            picture=pictures[patch.row],
-            patch_map=maps[patch.row],
-            heading=f"{rank}  {_name(patch)}",
-            detail=f"{patch.score:.4g} · row {patch.row} · patch {patch.y}, {patch.x}",
-            grid=top.grid,
-            mark=(patch.y, patch.x),
-        )
-        for rank, patch in enumerate(top.patches, 1)
-    ]
+    cells = _cells(
+        top.patches,
+        pictures,
+        lambda patch: f"{patch.score:.4g} · row {patch.row} · patch {patch.y}, {patch.x}",
+        maps,
+        top.grid,
+    )
     title = f"{top.layer} · channel {top.channel} · top {len(cells)} patches"
     return Section(title, cells, note=_note(client, index, top.generation))
 
@@ -81,18 +73,15 @@ def by_box_section(client: Client, index: str, top: TopImagesByBox) -> Section:
     rows = [image.row for image in top.images]
     pictures = _pictures(client, index, rows, top.generation)
     found = maps_of(client, index, top, rows)
-    maps = _by_row(found)
-    cells = [
-        Cell(
-            picture=pictures[image.row],
-            patch_map=maps[image.row],
-            heading=f"{rank}  {_name(image)}",
-            detail=f"contrast {image.scores.contrast:.4g} · auc {image.scores.auc:.3f} · "
-            f"row {image.row}",
-            grid=found.grid,
-        )
-        for rank, image in enumerate(top.images, 1)
-    ]
+    cells = _cells(
+        top.images,
+        pictures,
+        lambda image: (
+            f"contrast {image.scores.contrast:.4g} · auc {image.scores.auc:.3f} · row {image.row}"
+        ),
+        _by_row(found),
+        found.grid,
+    )
     title = f"{top.layer} · channel {top.channel} · {len(cells)} images by their boxes"
     return Section(title, cells, note=_note(client, index, top.generation))
 
@@ -193,32 +182,19 @@ def neighbours_section(client: Client, index: str, own: AnalyzedImage, near: Nei
 def _near_cells(
     images: Sequence[ScoredImage], pictures: Mapping[int, NDArray[np.uint8] | None]
 ) -> list[Cell]:
-    return [
-        Cell(
-            picture=pictures[image.row],
-            patch_map=None,
-            heading=f"{rank}  {_name(image)}",
-            detail=f"cosine {image.score:.4f} · row {image.row}",
-        )
-        for rank, image in enumerate(images, 1)
-    ]
+    return _cells(images, pictures, lambda image: f"cosine {image.score:.4f} · row {image.row}")
 
 
 def similar_patches_section(client: Client, index: str, near: SimilarPatches) -> Section:
     """The patch asked about, then its neighbours, each framed in its image."""
     rows = list(dict.fromkeys([near.row, *(patch.row for patch in near.patches)]))
     pictures = _pictures(client, index, rows, near.generation)
-    neighbours = [
-        Cell(
-            picture=pictures[patch.row],
-            patch_map=None,
-            heading=f"{rank}  {_name(patch)}",
-            detail=f"cosine {patch.score:.4f} · row {patch.row} · patch {patch.y}, {patch.x}",
-            grid=near.grid,
-            mark=(patch.y, patch.x),
-        )
-        for rank, patch in enumerate(near.patches, 1)
-    ]
+    neighbours = _cells(
+        near.patches,
+        pictures,
+        lambda patch: f"cosine {patch.score:.4f} · row {patch.row} · patch {patch.y}, {patch.x}",
+        grid=near.grid,
+    )
     y, x = near.patch
     detail = f"row {near.row} · patch {y}, {x}"
     picture = pictures[near.row]
@@ -232,15 +208,11 @@ def along_section(client: Client, index: str, along: TopImagesAlong, name: str) 
     """The images that lie farthest along the direction called `name`."""
     rows = [image.row for image in along.images]
     pictures = _pictures(client, index, rows, along.generation)
-    cells = [
-        Cell(
-            picture=pictures[image.row],
-            patch_map=None,
-            heading=f"{rank}  {_name(image)}",
-            detail=f"{along.measure} {image.score:.4g} · row {image.row}",
-        )
-        for rank, image in enumerate(along.images, 1)
-    ]
+    cells = _cells(
+        along.images,
+        pictures,
+        lambda image: f"{along.measure} {image.score:.4g} · row {image.row}",
+    )
     title = f"{along.layer} · along {name} · top {len(cells)} by {along.measure}"
     note = f"{_note(client, index, along.generation)} · {along.pooling} pooling"
     return Section(title, cells, note=note, maps=False)
@@ -264,6 +236,27 @@ def changed_images_section(
     title = f"{found.layer} · channel {found.channel} · {ranked} in {other}"
     note = _note(client, index, found.generation)
     return Section(title, cells, note=note, columns=_PAIRS * 2, maps=False)
+
+
+def _cells(
+    ranked: Sequence[R],
+    pictures: Mapping[int, NDArray[np.uint8] | None],
+    detail: Callable[[R], str],
+    maps: Mapping[int, NDArray[np.float16]] | None = None,
+    grid: PatchGrid | None = None,
+) -> list[Cell]:
+    """A cell for each image, under its rank and name; beside its map, if there is one."""
+    return [
+        Cell(
+            picture=pictures[each.row],
+            patch_map=maps.get(each.row) if maps else None,
+            heading=f"{rank}  {_name(each)}",
+            detail=detail(each),
+            grid=grid,
+            mark=(each.y, each.x) if isinstance(each, ScoredPatch) else None,
+        )
+        for rank, each in enumerate(ranked, 1)
+    ]
 
 
 def _found(near: SimilarImages | SimilarPatches | Neighbours) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitscope.client import results
+from vitscope.client import entries, results
 from vitscope.client.answer import Answer, names_of
 from vitscope.client.errors import UsageError
 from vitscope.client.parquet import Columns
@@ -329,7 +329,7 @@ def _(found: results.Directions) -> Table:
     return _table(_DIRECTIONS, [(each.layer, each.name, each.count) for each in found.directions])
 
 
-Named = results.ScoredImage | results.ScoredPatch | results.BoxedImage | results.ChangedImage
+Named = entries.ScoredImage | entries.ScoredPatch | entries.BoxedImage | entries.ChangedImage
 
 
 def _named(images: Sequence[Named]) -> list[tuple[int, int, str, str | None]]:
@@ -337,7 +337,7 @@ def _named(images: Sequence[Named]) -> list[tuple[int, int, str, str | None]]:
     return [(rank, image.row, image.key, image.label) for rank, image in enumerate(images, 1)]
 
 
-def _patches(columns: Columns, patches: Sequence[results.ScoredPatch]) -> Table:
+def _patches(columns: Columns, patches: Sequence[entries.ScoredPatch]) -> Table:
     lines = [
         (*line, patch.y, patch.x, patch.score, *(patch.source or [None] * 4))
         for patch, line in zip(patches, _named(patches), strict=True)

@@ -3,6 +3,9 @@
 import unicodedata
 from collections.abc import Callable, Sequence
 
+_BRIEF = 80
+"""Characters of a text where it is one of many."""
+
 
 def printable(text: str) -> str:
     """`text` with nothing in it that could steer a terminal or break a line."""
@@ -33,6 +36,11 @@ def shortened(text: str, fits: Callable[[str], bool]) -> str:
         else:
             high = middle - 1
     return _elided(text, low)
+
+
+def brief(text: str) -> str:
+    """`text`, or the beginning and end of a long one, to be looked at among others."""
+    return shortened(text, lambda some: len(some) <= _BRIEF)
 
 
 def _elided(text: str, keep: int) -> str:

@@ -11,9 +11,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from threading import Thread
+from typing import TypeVar
 
 from vitscope.server.errors import StartError
 from vitscope.server.queries.model import LiveModel
@@ -21,6 +24,8 @@ from vitscope.store.errors import StoreError
 from vitscope.store.generation import Generation, current_name, open_generation
 
 _log = logging.getLogger("vitscope.server")
+
+_T = TypeVar("_T")
 
 _LONGEST_PAUSE = 60.0
 
@@ -74,19 +79,13 @@ class Served:
 
     async def follow(self, every: float) -> None:
         """Serve what is published from now on; looks after each `every` seconds, without end."""
-        loop = asyncio.get_running_loop()
-        executor = ThreadPoolExecutor(1, "vitscope-renew")
-        try:
-            while True:
-                await asyncio.sleep(every)
-                try:
-                    await loop.run_in_executor(executor, self.renew, every)
-                except Exception:
-                    # Such as a thread that the system has no room for.
-                    _log.exception("Looking for new generations failed; it goes on.")
-        finally:
-            # Waiting for a renewal would keep the loop, and with it all calls, from ending.
-            executor.shutdown(wait=False)
+        while True:
+            await asyncio.sleep(every)
+            try:
+                await asyncio.wrap_future(_in_daemon(partial(self.renew, every)))
+            except Exception:
+                # Such as a thread that the system has no room for.
+                _log.exception("Looking for new generations failed; it goes on.")
 
     def renew(self, pause: float = 0.0) -> list[str]:
         """Serve the published generation of every index, and tell of which it is a new one.
@@ -141,6 +140,23 @@ class Served:
     def _with_live(self, generations: Mapping[str, Generation]) -> Mapping[str, Held]:
         live = self._load_live(generations) if self._load_live else {}
         return {name: Held(each, live.get(name)) for name, each in generations.items()}
+
+
+def _in_daemon(work: Callable[[], _T]) -> Future[_T]:
+    """What `work` gives in a thread that nobody waits for: a renewal may take long, and would keep
+    the process from ending, as those of an executor do.
+    """
+    future: Future[_T] = Future()
+
+    def run() -> None:
+        future.set_running_or_notify_cancel()
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, name="vitscope-renew", daemon=True).start()
+    return future
 
 
 def _opened(path: Path) -> Generation:

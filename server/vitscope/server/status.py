@@ -12,7 +12,6 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 from grpc import aio
-from grpc_health.v1 import health
 
 from vitscope.server.calls import REQUEST_ID, Call, Observer, call_from, current, host_of
 from vitscope.server.errors import (
@@ -40,6 +39,8 @@ CODES: dict[type[Exception], grpc.StatusCode] = {
 
 
 _LONGEST_WAIT_MS = 5_000
+# Not from `grpc_health`: indexes that are opened without a server do without it.
+_HEALTH = "grpc.health.v1.Health"
 
 _Change = Callable[[Any], Any]
 
@@ -75,7 +76,7 @@ class StatusInterceptor(aio.ServerInterceptor):
                 ),
                 watch,
             )
-        if handler.request_streaming or method.startswith(f"/{health.SERVICE_NAME}/"):
+        if handler.request_streaming or method.startswith(f"/{_HEALTH}/"):
             # Health ends its calls with statuses of its own, and supervisors ask all the time.
             watch = _Watch(call)
         return _wrapped(handler, watch)

@@ -99,7 +99,8 @@ class Generation:
         self.name = path.name
         """Its name, which every answer carries."""
         file = _open_manifest(path)
-        weakref.finalize(self, file.close)
+        # Not at the end of the process, which would wait for who still reads it.
+        weakref.finalize(self, file.close).atexit = False
         self.manifest = parse_manifest(file.read(), path.name)
         # A lost array must not read as a picture without boxes or view: the manifest knows.
         has_boxes = layout.BOX_EDGES in self.manifest.files

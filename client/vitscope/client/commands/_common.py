@@ -11,15 +11,18 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vitscope.client.client import Client
-from vitscope.client.connection import Tls
-from vitscope.client.errors import UsageError
+from vitscope.client.connection import Connection, check_token
+from vitscope.client.entries import ScoredChannel, ScoredImage, ScoredPatch
+from vitscope.client.errors import UsageError, Words
+from vitscope.client.fields import POOLINGS
 from vitscope.client.filters import ImageFilter
 from vitscope.client.local import open_local
-from vitscope.client.requests import POOLINGS
-from vitscope.client.results import ScoredChannel, ScoredImage, ScoredPatch
 from vitscope.client.text import table
+from vitscope.client.trust import Tls
 
 DEFAULT_SERVER = "127.0.0.1:50051"
+_DEFAULT_TIMEOUT = 30.0
+_FLAGS = Words("--tls", "--tls-ca FILE", "--tls-cert FILE --tls-key FILE", "--tls-name NAME")
 _MOST_NUMBERS = 1_000_000
 
 
@@ -28,7 +31,6 @@ def add_server(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--server",
         metavar="HOST:PORT[,…]",
-        default=os.environ.get("VITSCOPE_SERVER") or DEFAULT_SERVER,
         help="the server to ask, or its replicas in turn (default: VITSCOPE_SERVER, else "
         f"{DEFAULT_SERVER})",
     )
@@ -50,8 +52,7 @@ def add_server(parser: argparse.ArgumentParser) -> None:
         "--timeout",
         metavar="SECONDS",
         type=float,
-        default=30.0,
-        help="the longest that one call may take (default: %(default)g)",
+        help=f"the longest that one call may take (default: {_DEFAULT_TIMEOUT:g})",
     )
 
 
@@ -73,23 +74,45 @@ def _add_trust(parser: argparse.ArgumentParser) -> None:
 def connect(args: argparse.Namespace) -> Client:
     """The client that `add_server`'s arguments describe."""
     if args.local:
-        return open_local(*args.local)
+        return _open_local(args)
     files = {"roots": args.tls_ca, "certificate": args.tls_cert, "key": args.tls_key}
     tls = None
     if args.tls or args.tls_name or any(files.values()):
         tls = Tls(**files, server_name=args.tls_name)
-    return Client(
-        args.server.split(","), timeout=args.timeout, tls=tls, token=_token(args.token_file)
-    )
+    server = args.server
+    if server is None:
+        server = os.environ.get("VITSCOPE_SERVER") or DEFAULT_SERVER
+    timeout = _DEFAULT_TIMEOUT if args.timeout is None else args.timeout
+    token = _token(args.token_file)
+    return Client.over(Connection(server.split(","), timeout, tls, token, words=_FLAGS))
+
+
+def _open_local(args: argparse.Namespace) -> Client:
+    """What is said of a server is refused; the environment may well say it for other commands."""
+    of_servers = ("server", "timeout", "tls", "tls_ca", "tls_cert", "tls_key", "tls_name")
+    given = [
+        name for name in (*of_servers, "token_file") if getattr(args, name) not in (None, False)
+    ]
+    if given:
+        flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UsageError(f"--local asks no server; leave out {flags}, or --local.")
+    return open_local(*args.local)
 
 
 def _token(name: str | None) -> str | None:
     if name is None:
-        return os.environ.get("VITSCOPE_TOKEN") or None
-    try:
-        return Path(name).read_text(encoding="ascii", errors="replace").partition("\n")[0].strip()
-    except OSError as error:
-        raise UsageError(f"Cannot read {name}: {error.strerror}.") from None
+        where, token = "VITSCOPE_TOKEN", os.environ.get("VITSCOPE_TOKEN")
+        if not token:
+            return None
+    else:
+        where = f"The first line of {name}"
+        try:
+            text = Path(name).read_text(encoding="ascii", errors="replace")
+        except OSError as error:
+            raise UsageError(f"Cannot read {name}: {error.strerror}.") from None
+        token = text.partition("\n")[0].strip()
+    check_token(token, where)
+    return token
 
 
 def add_layer(parser: argparse.ArgumentParser) -> None:

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from vitscope.client.client import Client
 from vitscope.client.commands import _common, _export
 from vitscope.client.commands.top_images import ranking, ranking_told
+from vitscope.client.entries import PatchGrid, ScoredImage
 from vitscope.client.errors import UsageError
 from vitscope.client.files import folder_target, is_partial, write_atomically
 from vitscope.client.pictures import decode, mask, overlay, png_bytes
 from vitscope.client.progress import Progress
-from vitscope.client.results import Image, Index, PatchGrid, ScoredImage, TopImages
+from vitscope.client.results import Image, Index, TopImages
 
 EXPORT = "export.json"
 """What the folder is an export of; the first file of it that is written."""

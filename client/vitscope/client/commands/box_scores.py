@@ -11,7 +11,7 @@ import numpy as np
 from vitscope.client.client import Client
 from vitscope.client.commands import _common
 from vitscope.client.errors import UsageError
-from vitscope.client.requests import BOX_MEASURES
+from vitscope.client.fields import BOX_MEASURES
 from vitscope.client.text import table
 
 _MEASURES = list(BOX_MEASURES)

@@ -7,8 +7,8 @@ from math import isnan
 from vitscope.client.client import Client
 from vitscope.client.commands import _common
 from vitscope.client.errors import UsageError
+from vitscope.client.fields import CHANGES
 from vitscope.client.files import png_target
-from vitscope.client.requests import CHANGES
 from vitscope.client.text import table
 
 

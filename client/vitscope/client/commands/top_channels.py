@@ -3,7 +3,7 @@
 import argparse
 
 from vitscope.client.commands import _common
-from vitscope.client.requests import POOLINGS
+from vitscope.client.fields import POOLINGS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 
 from vitscope.client.commands import _common
 from vitscope.client.errors import UsageError
+from vitscope.client.fields import DIRECTION_MEASURES, Direction
 from vitscope.client.files import png_target
-from vitscope.client.requests import DIRECTION_MEASURES, Direction
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

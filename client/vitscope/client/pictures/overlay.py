@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from vitscope.client.results import PatchGrid
+from vitscope.client.entries import PatchGrid
 
 # Even steps of lightness from a dark violet to a pale yellow, as inferno takes them.
 _HEAT_AT = np.linspace(0.0, 1.0, 6)

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from vitscope.client.entries import PatchGrid
 from vitscope.client.pictures.overlay import overlay
-from vitscope.client.results import PatchGrid
 from vitscope.client.text import drawable, shortened
 
 INK, QUIET, RULE, BLANK, PAPER = "#1c1c1e", "#6b6b70", "#dcdce0", "#ededf0", "#ffffff"
