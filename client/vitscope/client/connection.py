@@ -28,6 +28,8 @@ _OPTIONS = [
     ("grpc.enable_http_proxy", 0),
     # A request beyond this is not tried again, and a picture is beyond gRPC's 256 KiB.
     ("grpc.per_rpc_retry_buffer_size", 4 << 20),
+    # A name is looked up again when a server is lost: gRPC's 30 s are longer than new ones take.
+    ("grpc.dns_min_time_between_resolutions_ms", 1000),
 ]
 
 
@@ -198,10 +200,12 @@ class Connection:
         config["methodConfig"] = [method]
         options: list[tuple[str, Any]] = [*_OPTIONS]
         if len(self.addresses) > 1:
-            config["loadBalancingConfig"] = [{"round_robin": {}}]
-            config["healthCheckConfig"] = {"serviceName": _SERVICE}
             # Of numbers no certificate speaks.
             options.append(("grpc.default_authority", _host(self.addresses[0])))
+        # One name may stand for many, and for others later, as Kubernetes has it.
+        if len(self.addresses) > 1 or _is_name(_host(self.addresses[0])):
+            config["loadBalancingConfig"] = [{"round_robin": {}}]
+            config["healthCheckConfig"] = {"serviceName": _SERVICE}
         if self.tls and self.tls.server_name:
             options.append(("grpc.ssl_target_name_override", self.tls.server_name))
         return [*options, ("grpc.service_config", json.dumps(config))]
@@ -233,6 +237,15 @@ def _here(address: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _is_name(host: str) -> bool:
+    """Whether it is looked up, and may be found to be several machines."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return host != "localhost"
+    return False
 
 
 def checked_address(address: str) -> str:
