@@ -17,6 +17,7 @@ import string
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -283,7 +284,7 @@ class Container:
 
     def __init__(self, sandbox: Sandbox, image: Image, script: str) -> None:
         self._image = image
-        unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
+        unshare = ["unshare", "--mount", "--pid", "--fork"]
         self._process = subprocess.Popen(
             [*sandbox.enter(), *unshare, "sh", "-c", script],
             stdout=subprocess.PIPE,
@@ -329,7 +330,9 @@ class Container:
 
     def close(self) -> None:
         """End it in any case."""
-        self._process.kill()
+        # It may end by itself at this moment. All others end with process 1.
+        with suppress(IndexError, OSError):
+            os.kill(self.first, signal.SIGKILL)
         self._process.communicate()
 
 
