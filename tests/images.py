@@ -319,9 +319,9 @@ class Container:
         os.kill(self.first, signal.Signals[self._image.stop_signal])
         return self.wait()
 
-    def wait(self) -> int:
+    def wait(self, seconds: float = 60) -> int:
         """Its exit code."""
-        return self._process.wait(60)
+        return self._process.wait(seconds)
 
     def errors(self) -> str:
         """What it wrote to stderr, once it has ended."""
