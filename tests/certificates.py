@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -48,11 +49,15 @@ class Authority:
         self.file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
     def issue(
-        self, name: str, days: tuple[int, int] = TODAY, passphrase: bytes | None = None
+        self,
+        name: str,
+        days: tuple[int, int] = TODAY,
+        passphrase: bytes | None = None,
+        hosts: Sequence[str] = ("localhost",),
     ) -> Pair:
-        """A certificate and its key in new files called `name`."""
+        """A certificate and its key in new files called `name`, for `hosts` and 127.0.0.1."""
         key = ec.generate_private_key(ec.SECP256R1())
-        places = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")]
+        places = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), *map(x509.DNSName, hosts)]
         certificate = (
             _begun(_name(name), self._name, key, days)
             .add_extension(x509.SubjectAlternativeName(places), critical=False)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -61,7 +64,7 @@ class Failing:
 
 
 @contextmanager
-def serving(service: Failing) -> Iterator[str]:
+def serving(service: Failing, at: str = "127.0.0.1:0") -> Iterator[str]:
     server = grpc.server(ThreadPoolExecutor(2))
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "ListIndexes": grpc.unary_unary_rpc_method_handler(
@@ -77,10 +80,10 @@ def serving(service: Failing) -> Iterator[str]:
     }
     name = "vitscope.v1.ActivationService"
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(at)
     server.start()
     try:
-        yield f"127.0.0.1:{port}"
+        yield f"{at.rpartition(':')[0]}:{port}"
     finally:
         server.stop(None).wait()
 
@@ -175,6 +178,72 @@ def test_a_replica_that_is_not_there_is_passed_over(synthetic_server: str) -> No
     with Client(["127.0.0.1:1", synthetic_server]) as client:
         for _ in range(10):
             assert client.index().name == "zoo"
+
+
+_ASKING = """
+import subprocess, sys
+from vitscope.client import Client
+hosts, address = sys.argv[1:]
+subprocess.run(["mount", "--bind", hosts, "/etc/hosts"], check=True)
+print("mounted", flush=True)
+with Client(address) as client:
+    while line := sys.stdin.readline():
+        for _ in range(int(line)):
+            client.indexes()
+        print("asked", flush=True)
+"""
+
+
+def test_a_name_that_stands_for_several_is_all_of_them(tmp_path: Path) -> None:
+    """As headless services of Kubernetes do, also where others come in place of the first."""
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 replicas.test\n127.0.0.2 replicas.test\n")
+    first, second, third = (Failing(StatusCode.OK, 0) for _ in range(3))
+    with ExitStack() as old, ExitStack() as older, ExitStack() as rest:
+        address = older.enter_context(serving(first))
+        port = address.rpartition(":")[2]
+        old.enter_context(serving(second, f"127.0.0.2:{port}"))
+        command = [
+            "unshare",
+            "-rm",
+            sys.executable,
+            "-c",
+            _ASKING,
+            str(hosts),
+            f"replicas.test:{port}",
+        ]
+        asking = rest.enter_context(
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        )
+        rest.callback(asking.kill)
+        assert asking.stdout is not None
+        if asking.stdout.readline() != "mounted\n":
+            pytest.skip("nothing can be mounted here")
+
+        def ask(times: int) -> None:
+            assert asking.stdin is not None
+            assert asking.stdout is not None
+            print(times, file=asking.stdin, flush=True)
+            assert asking.stdout.readline() == "asked\n"
+
+        ask(1)
+        while not (first.calls and second.calls):
+            # Until both are connected.
+            ask(1)
+        before = first.calls, second.calls
+        ask(20)
+        assert (first.calls, second.calls) == (before[0] + 10, before[1] + 10)
+        # One after another is replaced, and no call fails.
+        rest.enter_context(serving(third, f"127.0.0.3:{port}"))
+        hosts.write_text("127.0.0.2 replicas.test\n127.0.0.3 replicas.test\n")
+        older.close()
+        while not third.calls:
+            ask(1)
+        hosts.write_text("127.0.0.3 replicas.test\n")
+        old.close()
+        found = third.calls
+        ask(20)
+        assert third.calls == found + 20
 
 
 @pytest.mark.parametrize(

@@ -41,13 +41,22 @@ def is_here(address: str) -> bool:
         return host == "localhost"
 
 
+def is_name(address: str) -> bool:
+    """Whether its HOST is looked up, and may be found to be several machines."""
+    host = host_of(address)
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return host != "localhost"
+    return False
+
+
 def target(addresses: Sequence[str], timeout: float) -> str:
     """What gRPC is to dial for several addresses: the numbers of all whose names are known.
 
-    gRPC's own resolver looks up one name, of both kinds of numbers, and again when connections are
-    lost; of several it takes numbers of one kind only. But a number of IPv4 has a place among those
-    of IPv6 (::ffff:a.b.c.d), and gRPC dials it as the former. So a name counts with all it stands
-    for, and twice where a server answers by both kinds.
+    Of several gRPC takes numbers alone, and of one kind only. But a number of IPv4 has a place
+    among those of IPv6 (::ffff:a.b.c.d), and gRPC dials it as the former. So a name counts with
+    all it stands for, and twice where a server answers by both kinds.
 
     Names are looked up side by side, for `timeout` seconds at most, in threads that hold up no
     process that ends. Raises `UnavailableError` where none is known.

@@ -9,10 +9,11 @@ import argparse
 import difflib
 import io
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points, version
-from typing import Protocol, cast
+from typing import NoReturn, Protocol, cast
 
 from vitscope.client.extras import mend_for
 
@@ -24,6 +25,7 @@ OUTPUT_CLOSED = 141
 EPILOG = """\
 exit codes:
   0    done
+  1    `health`: it does not serve
   2    wrong usage, or a request that the server refused
   3    bad input: model, data, checkpoint, or a library that is not installed
   4    damaged or missing index
@@ -48,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (`sys.argv` where none is given) and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     _tolerate_odd_characters()
+    if os.getpid() == 1:
+        # Of a container: the system ends it by no signal that it has no handler for.
+        signal.signal(signal.SIGTERM, _stop)
     try:
         code = _dispatch(arguments)
         sys.stdout.flush()
@@ -135,6 +140,10 @@ def _unknown(name: str, names: Sequence[str]) -> str:
 def _complain(sentence: str, code: int) -> int:
     print(f"vitscope: {sentence}", file=sys.stderr)
     return code
+
+
+def _stop(signum: int, _: object) -> NoReturn:
+    raise SystemExit(128 + signum)
 
 
 def _exit_code(stop: SystemExit) -> int:

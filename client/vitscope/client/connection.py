@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from vitscope.client.addresses import checked_address, host_of, is_here, target
+from vitscope.client.addresses import checked_address, host_of, is_here, is_name, target
 from vitscope.client.errors import PYTHON, REQUEST_ID, SANE, Server, UsageError, Words
 from vitscope.client.trust import Tls
 
@@ -25,6 +25,8 @@ _OPTIONS = [
     ("grpc.enable_http_proxy", 0),
     # A request beyond this is not tried again, and a picture is beyond gRPC's 256 KiB.
     ("grpc.per_rpc_retry_buffer_size", 4 << 20),
+    # A name is looked up again when a server is lost: gRPC's 30 s are longer than new ones take.
+    ("grpc.dns_min_time_between_resolutions_ms", 1000),
 ]
 
 
@@ -170,11 +172,13 @@ class Connection:
         config["methodConfig"] = [method]
         options: list[tuple[str, Any]] = [*_OPTIONS]
         if len(self.addresses) > 1:
-            config["loadBalancingConfig"] = [{"round_robin": {}}]
-            config["healthCheckConfig"] = {"serviceName": _SERVICE}
             # Of numbers no certificate speaks, nor of a scope.
             host = host_of(self.addresses[0]).partition("%")[0]
             options.append(("grpc.default_authority", host))
+        # One name may stand for many, and for others later, as Kubernetes has it.
+        if len(self.addresses) > 1 or is_name(self.addresses[0]):
+            config["loadBalancingConfig"] = [{"round_robin": {}}]
+            config["healthCheckConfig"] = {"serviceName": _SERVICE}
         if self.tls and self.tls.server_name:
             options.append(("grpc.ssl_target_name_override", self.tls.server_name))
         return [*options, ("grpc.service_config", json.dumps(config))]

@@ -22,18 +22,13 @@ from vitscope.client.trust import Tls
 
 DEFAULT_SERVER = "127.0.0.1:50051"
 _DEFAULT_TIMEOUT = 30.0
-_FLAGS = Words("--tls", "--tls-ca FILE", "--tls-cert FILE --tls-key FILE", "--tls-name NAME")
+FLAGS = Words("--tls", "--tls-ca FILE", "--tls-cert FILE --tls-key FILE", "--tls-name NAME")
 _MOST_NUMBERS = 1_000_000
 
 
 def add_server(parser: argparse.ArgumentParser) -> None:
     """Which server, which of its indexes, and how long to wait."""
-    parser.add_argument(
-        "--server",
-        metavar="HOST:PORT[,…]",
-        help="the server to ask, or its replicas in turn (default: VITSCOPE_SERVER, else "
-        f"{DEFAULT_SERVER})",
-    )
+    add_address(parser, "the server to ask, or its replicas in turn")
     parser.add_argument(
         "--local",
         metavar="FOLDER",
@@ -41,7 +36,11 @@ def add_server(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="ask the index in this folder, or in several, without a server",
     )
-    _add_trust(parser)
+    add_trust(parser).add_argument(
+        "--token-file",
+        metavar="FILE",
+        help="file whose first line is the token to ask with (default: the token VITSCOPE_TOKEN)",
+    )
     parser.add_argument(
         "--index",
         metavar="NAME",
@@ -56,7 +55,17 @@ def add_server(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_trust(parser: argparse.ArgumentParser) -> None:
+def add_address(parser: argparse.ArgumentParser, what: str) -> None:
+    """`--server`, with `what` for its help."""
+    parser.add_argument(
+        "--server",
+        metavar="HOST:PORT[,…]",
+        help=f"{what} (default: VITSCOPE_SERVER, else {DEFAULT_SERVER})",
+    )
+
+
+def add_trust(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """How the server is trusted, and how it can trust this client."""
     group = parser.add_argument_group("trust (PEM files)")
     add = group.add_argument
     add("--tls", action="store_true", help="ask over TLS")
@@ -64,27 +73,18 @@ def _add_trust(parser: argparse.ArgumentParser) -> None:
     add("--tls-cert", metavar="FILE", help="certificate of this client")
     add("--tls-key", metavar="FILE", help="its key")
     add("--tls-name", metavar="NAME", help="name in the server's certificate, if not the host")
-    add(
-        "--token-file",
-        metavar="FILE",
-        help="file whose first line is the token to ask with (default: the token VITSCOPE_TOKEN)",
-    )
+    return group
 
 
 def connect(args: argparse.Namespace) -> Client:
     """The client that `add_server`'s arguments describe."""
     if args.local:
         return _open_local(args)
-    files = {"roots": args.tls_ca, "certificate": args.tls_cert, "key": args.tls_key}
-    tls = None
-    if args.tls or args.tls_name or any(files.values()):
-        tls = Tls(**files, server_name=args.tls_name)
-    server = args.server
-    if server is None:
-        server = os.environ.get("VITSCOPE_SERVER") or DEFAULT_SERVER
     timeout = _DEFAULT_TIMEOUT if args.timeout is None else args.timeout
     token = _token(args.token_file)
-    return Client.over(Connection(server.split(","), timeout, tls, token, words=_FLAGS))
+    return Client.over(
+        Connection(addresses_from(args), timeout, tls_from(args), token, words=FLAGS)
+    )
 
 
 def _open_local(args: argparse.Namespace) -> Client:
@@ -97,6 +97,22 @@ def _open_local(args: argparse.Namespace) -> Client:
         flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
         raise UsageError(f"--local asks no server; leave out {flags}, or --local.")
     return open_local(*args.local)
+
+
+def addresses_from(args: argparse.Namespace) -> list[str]:
+    """HOST:PORT of each server that `add_address`'s argument, or the environment, names."""
+    server = args.server
+    if server is None:
+        server = os.environ.get("VITSCOPE_SERVER") or DEFAULT_SERVER
+    return server.split(",")
+
+
+def tls_from(args: argparse.Namespace) -> Tls | None:
+    """What `add_trust`'s arguments describe; None where they say nothing."""
+    files = {"roots": args.tls_ca, "certificate": args.tls_cert, "key": args.tls_key}
+    if args.tls or args.tls_name or any(files.values()):
+        return Tls(**files, server_name=args.tls_name)
+    return None
 
 
 def _token(name: str | None) -> str | None:
