@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from vitscope.store import neighbours
 from vitscope.store.generation import Generation
 from vitscope.v1 import service_pb2, service_pb2_grpc
 
+_log = logging.getLogger("vitscope.server")
+
 _MOST_WORKERS = 256
 _LONGEST_GRACE = 1e6
 HELD_BACK = frozenset((signal.SIGINT, signal.SIGHUP))
@@ -38,6 +41,13 @@ HELD_BACK = frozenset((signal.SIGINT, signal.SIGHUP))
 _NOTICE = 0.25
 """Seconds from the news that the server ends to its taking no new call."""
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["ActivationService"].full_name
+
+
+def _cores() -> int:
+    """Those that this process may use: a container, or `taskset`, may give fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +60,7 @@ class Settings:
     reflection: bool = False
     grace: float = 10.0
     """Seconds that calls in flight get at the end."""
-    threads: int = os.cpu_count() or 1
+    threads: int = field(default_factory=_cores)
     live: LiveOptions | None = None
     """Whether and how to run the models of the indexes."""
     guard: GuardOptions = field(default_factory=GuardOptions)
@@ -113,19 +123,24 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
     # Requests share the cores: FAISS gets one thread for each of them.
     prepare = partial(neighbours.prepare, threads=1)
     with closing(Gates(limits_of(settings.threads, settings.in_hand), prepare)) as gates:
-        # Off, or a second server on the port would silently take half of the calls.
-        options = [("grpc.so_reuseport", int(settings.shared_port))]
         metrics = Metrics() if settings.metrics else None
         ended = metrics.ended if metrics else None
         interceptors = [*guard.interceptors(ended), StatusInterceptor(ended)]
-        server = aio.server(interceptors=interceptors, options=options)
         service: Any = ActivationService(served, gates)
-        service_pb2_grpc.add_ActivationServiceServicer_to_server(service, server)
-        checks = await _add_health(server, paths)
-        if settings.reflection:
-            names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, server)
-        address = _bind(server, settings, guard)
+        checks = await _health(paths)
+
+        def listening(listen: str) -> tuple[aio.Server, str]:
+            # Off, or a second server on the port would silently take half of the calls.
+            options = [("grpc.so_reuseport", int(settings.shared_port))]
+            server = aio.server(interceptors=interceptors, options=options)
+            service_pb2_grpc.add_ActivationServiceServicer_to_server(service, server)
+            health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+            if settings.reflection:
+                names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+                reflection.enable_server_reflection(names, server)
+            return server, _bind(server, replace(settings, listen=listen), guard)
+
+        server, address = listening(settings.listen)
         stopped = _stop_event()
         guard.follow_signals()
         if multiprocessing.parent_process() is not None:
@@ -135,7 +150,10 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
         tasks = [asyncio.create_task(served.follow(settings.follow or float("inf")))]
         if metrics:
             tasks.append(asyncio.create_task(metrics.watch(gates)))
-        await stopped.wait()
+        while not await _ends_first(server, stopped):
+            _log.error("gRPC ended by itself, and calls with it; it is started again.")
+            server, address = listening(address)
+            await server.start()
         for task in tasks:
             task.cancel()
         await checks.enter_graceful_shutdown()
@@ -145,6 +163,25 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
         await server.stop(settings.grace)
 
 
+async def _ends_first(server: aio.Server, stopped: asyncio.Event) -> bool:
+    """Wait for the word to end, or for gRPC to fail; whether it is the former.
+
+    Up to 1.85 at least, gRPC's server ends at the first call whose path is not UTF-8, which anybody
+    can send, and the process goes on without it.
+    """
+    told, failed = asyncio.create_task(stopped.wait()), asyncio.create_task(_end_of(server))
+    await asyncio.wait((told, failed), return_when=asyncio.FIRST_COMPLETED)
+    for task in (told, failed):
+        task.cancel()
+    return stopped.is_set()
+
+
+async def _end_of(server: aio.Server) -> None:
+    # gRPC has logged what it raises.
+    with suppress(Exception):
+        await server.wait_for_termination()
+
+
 def _check_seconds(settings: Settings) -> None:
     if not (settings.follow == 0 or 0.05 <= settings.follow < float("inf")):
         raise StartError("--follow is a number of seconds from 0.05 on, or 0 for never.")
@@ -152,10 +189,9 @@ def _check_seconds(settings: Settings) -> None:
         raise StartError(f"--grace {settings.grace} cannot be; give 0 to {_LONGEST_GRACE:.0f} s.")
 
 
-async def _add_health(server: aio.Server, names: Iterable[str]) -> Any:
+async def _health(names: Iterable[str]) -> Any:
     """Health of the server, of the service, and of every index as `SERVICE/NAME`."""
     checks = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     for name in ("", SERVICE, *(f"{SERVICE}/{name}" for name in names)):
         await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
     return checks
