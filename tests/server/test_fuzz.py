@@ -160,7 +160,8 @@ def outcome(
     channel: grpc.Channel, method: str, messages: Sequence[bytes], timeout: float = PATIENCE
 ) -> tuple[Any, str]:
     """The status of a call with the bytes of these messages, and what it says."""
-    call: Any = channel.stream_stream(path_of(method))(iter(messages), timeout=timeout)
+    make: Any = channel.stream_stream(path_of(method))
+    call = make(iter(messages), timeout=timeout)
     try:
         count = sum(1 for _ in islice(call, REPLIES))
     except grpc.RpcError:

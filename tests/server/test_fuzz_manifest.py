@@ -26,6 +26,7 @@ from synthetic import ServerProcess, Synthetic, build
 from vitscope.server.local import LocalService
 from vitscope.store.errors import StoreError
 from vitscope.store.generation import generation_name
+from vitscope.v1 import index_pb2
 from vitscope.v1 import query_pb2 as pb
 from vitscope.v1.service_pb2_grpc import ActivationServiceStub
 
@@ -83,7 +84,7 @@ def questions(manifest: Any) -> Iterator[Any]:
             yield pb.TopImagesByBoxRequest(**of, channel=channel)
             yield pb.CompareImagesRequest(**of, channel=channel, other="zoo")
         yield pb.TopImagesOfChannelsRequest(**of, distinct=True)
-        yield pb.GetChannelStatisticsRequest(**of, pooling="POOLING_MAX")
+        yield pb.GetChannelStatisticsRequest(**of, pooling=index_pb2.POOLING_MAX)
         yield pb.TopChannelsRequest(row=2, layers=[layer["name"]], patch=pb.PatchPlace(y=0, x=0))
         yield pb.GetBoxScoresRequest(**of)
         for row in (1, last):
@@ -91,7 +92,7 @@ def questions(manifest: Any) -> Iterator[Any]:
             grid = pb.PatchMapGrid(**of, rows=[row], channels=channels)
             yield pb.GetPatchMapsRequest(grids=[grid])
             yield pb.SimilarImagesRequest(**of, row=row)
-            yield pb.SimilarPatchesRequest(**of, row=row)
+            yield pb.SimilarPatchesRequest(**of, row=row, patch=pb.PatchPlace(y=0, x=0))
         weights = pb.ChannelWeights(channels=[0], weights=[1.0])
         yield pb.TopImagesAlongDirectionRequest(**of, direction=pb.Direction(weights=weights))
         yield pb.ListDirectionsRequest(**of)

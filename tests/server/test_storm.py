@@ -48,6 +48,7 @@ ENDED = {
 }
 STREAMS = ("GetPatchMaps", "GetImages", "GetScores", "TopImagesOfChannels")
 LAYER = "blocks.0.mlp"
+PLACE = pb.PatchPlace(y=1, x=1)
 
 
 Asked = Sequence[tuple[str, Any]]
@@ -64,7 +65,7 @@ def kept_questions() -> Asked:
         ("TopImagesOfChannels", pb.TopImagesOfChannelsRequest(**of, k=300)),
         ("GetBoxScores", pb.GetBoxScoresRequest(**of)),
         ("GetScores", pb.GetScoresRequest(**of)),
-        ("SimilarPatches", pb.SimilarPatchesRequest(**of, row=2, exact=True)),
+        ("SimilarPatches", pb.SimilarPatchesRequest(**of, row=2, patch=PLACE, exact=True)),
         ("CompareChannels", pb.CompareChannelsRequest(**of, other="zoo")),
     ]
 
@@ -175,9 +176,10 @@ def test_a_storm_leaves_nothing_behind(
     of: str, live: LiveIndex, serve: Serve, tmp_path: Path
 ) -> None:
     metrics = free_port()
+    options: tuple[str, ...] = ()
     if of == "an index":
         path = build(tmp_path / "zoo", complete=True, rows=400).path
-        asked, options = kept_questions(), ()
+        asked = kept_questions()
     else:
         path, asked, options = live.path, live_questions(live), live.options
     server = serve(path, options=(*options, "--metrics", metrics))

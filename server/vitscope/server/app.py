@@ -38,6 +38,9 @@ _MOST_WORKERS = 256
 _LONGEST_GRACE = 1e6
 HELD_BACK = frozenset((signal.SIGINT, signal.SIGHUP))
 """Signals that a worker is started without, until it can tell what to make of them."""
+_OPEN = 128
+"""Calls of one connection that are open; more wait at the caller and take nothing here. What comes
+faster than it can be refused would be held without bound otherwise."""
 _NOTICE = 0.25
 """Seconds from the news that the server ends to its taking no new call."""
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["ActivationService"].full_name
@@ -131,7 +134,10 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
 
         def listening(listen: str) -> tuple[aio.Server, str]:
             # Off, or a second server on the port would silently take half of the calls.
-            options = [("grpc.so_reuseport", int(settings.shared_port))]
+            options = [
+                ("grpc.so_reuseport", int(settings.shared_port)),
+                ("grpc.max_concurrent_streams", _OPEN),
+            ]
             server = aio.server(interceptors=interceptors, options=options)
             service_pb2_grpc.add_ActivationServiceServicer_to_server(service, server)
             health_pb2_grpc.add_HealthServicer_to_server(checks, server)
@@ -171,8 +177,8 @@ async def _ends_first(server: aio.Server, stopped: asyncio.Event) -> bool:
     """
     told, failed = asyncio.create_task(stopped.wait()), asyncio.create_task(_end_of(server))
     await asyncio.wait((told, failed), return_when=asyncio.FIRST_COMPLETED)
-    for task in (told, failed):
-        task.cancel()
+    # Not the other, which would cancel what `server.stop` waits for; it ends with the server.
+    told.cancel()
     return stopped.is_set()
 
 

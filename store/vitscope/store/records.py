@@ -22,7 +22,7 @@ def record_from(kind: type[_T], body: object) -> _T:
     Fields are strings, booleans, counts (no less than 0), finite floats, literals, tuples, mappings
     by string, and dataclasses.
     """
-    types = _types(kind)
+    types: Mapping[str, Any] = _types(kind)  # type: ignore[arg-type]
     if not isinstance(body, dict) or body.keys() != types.keys():
         raise ValueError(f"no {kind.__name__} has these fields")
     return kind(**{name: _value(types[name], value) for name, value in body.items()})
