@@ -197,7 +197,8 @@ def test_a_storm_leaves_nothing_behind(
     assert storm.codes[StatusCode.CANCELLED] > 0
     assert storm.codes[StatusCode.DEADLINE_EXCEEDED] > 0
     assert answers(server.address, asked) == truth
-    assert "Traceback" not in server.errors.read_text()
+    # gRPC's own log has tracebacks of replies that nobody took.
+    assert "A call failed in the server" not in server.errors.read_text()
 
 
 def answers(address: str, asked: Asked) -> list[list[bytes]]:

@@ -218,8 +218,9 @@ class Generation:
         self._files.check_sizes()
         rows = self.manifest.rows
         for layer in self.manifest.layers:
+            group = layout.layer_path(self.path, layer.name)
             for name, shape in layout.layer_shapes(layer, rows).items():
-                if self._array(layer.name, name).shape != shape:
+                if self._files.open(group / name).shape != shape:
                     raise DamagedIndexError(
                         f"Array {name} of layer {layer.name} is not of the shape that the manifest "
                         f"says; {_MEND}."
