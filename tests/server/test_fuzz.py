@@ -331,7 +331,7 @@ def talk(address: str, sent: bytes) -> bytes:
 
 
 def test_a_path_that_is_no_text(server: ServerProcess, truth: Synthetic) -> None:
-    """gRPC's server ends by it; ours begins anew, on the same port, and health says so."""
+    """gRPC's own server would end by it, and at times the process."""
     watch = Watch(server, truth)
     for _ in range(3):
         pairs = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/\xff")]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,11 +28,10 @@ from vitscope.server.queries.model import LiveModel
 from vitscope.server.served import Served, index_paths
 from vitscope.server.service import ActivationService
 from vitscope.server.status import StatusInterceptor
+from vitscope.server.unknown import refuse_unknown
 from vitscope.store import neighbours
 from vitscope.store.generation import Generation
 from vitscope.v1 import service_pb2, service_pb2_grpc
-
-_log = logging.getLogger("vitscope.server")
 
 _MOST_WORKERS = 256
 _LONGEST_GRACE = 1e6
@@ -138,21 +136,18 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
         service: Any = ActivationService(served, gates)
         checks = await _health(paths)
 
-        def listening(listen: str) -> tuple[aio.Server, str]:
-            # Off, or a second server on the port would silently take half of the calls.
-            options = [
-                ("grpc.so_reuseport", int(settings.shared_port)),
-                ("grpc.max_concurrent_streams", _OPEN),
-            ]
-            server = aio.server(interceptors=interceptors, options=options)
-            service_pb2_grpc.add_ActivationServiceServicer_to_server(service, server)
-            health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-            if settings.reflection:
-                names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-                reflection.enable_server_reflection(names, server)
-            return server, _bind(server, replace(settings, listen=listen), guard)
-
-        server, address = listening(settings.listen)
+        # Off, or a second server on the port would silently take half of the calls.
+        options = [
+            ("grpc.so_reuseport", int(settings.shared_port)),
+            ("grpc.max_concurrent_streams", _OPEN),
+        ]
+        server = refuse_unknown(aio.server, interceptors=interceptors, options=options)
+        service_pb2_grpc.add_ActivationServiceServicer_to_server(service, server)
+        health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+        if settings.reflection:
+            names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, server)
+        address = _bind(server, settings, guard)
         stopped = _stop_event()
         guard.follow_signals()
         if multiprocessing.parent_process() is not None:
@@ -162,10 +157,7 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
         tasks = [asyncio.create_task(served.follow(settings.follow or float("inf")))]
         if metrics:
             tasks.append(asyncio.create_task(metrics.watch(gates)))
-        while not await _ends_first(server, stopped):
-            _log.error("gRPC ended by itself, and calls with it; it is started again.")
-            server, address = listening(address)
-            await server.start()
+        await stopped.wait()
         for task in tasks:
             task.cancel()
         await checks.enter_graceful_shutdown()
@@ -173,25 +165,6 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
         # what comes once it ends.
         await asyncio.sleep(_NOTICE)
         await server.stop(settings.grace)
-
-
-async def _ends_first(server: aio.Server, stopped: asyncio.Event) -> bool:
-    """Wait for the word to end, or for gRPC to fail; whether it is the former.
-
-    Up to 1.85 at least, gRPC's server ends at the first call whose path is not UTF-8, which anybody
-    can send, and the process goes on without it.
-    """
-    told, failed = asyncio.create_task(stopped.wait()), asyncio.create_task(_end_of(server))
-    await asyncio.wait((told, failed), return_when=asyncio.FIRST_COMPLETED)
-    # Not the other, which would cancel what `server.stop` waits for; it ends with the server.
-    told.cancel()
-    return stopped.is_set()
-
-
-async def _end_of(server: aio.Server) -> None:
-    # gRPC has logged what it raises.
-    with suppress(Exception):
-        await server.wait_for_termination()
 
 
 def _check_seconds(settings: Settings) -> None:

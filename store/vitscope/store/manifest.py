@@ -216,8 +216,8 @@ def _check(manifest: Manifest) -> None:
             raise ValueError("patches have no place in the input")
         if "mean" not in layer.poolings or len(set(layer.poolings)) < len(layer.poolings):
             raise ValueError("a layer lacks a pooling, or has one twice")
-    if not (manifest.batch_size and manifest.unit_rows):
-        raise ValueError("nothing is cut into parts of no rows")
+    if not all((manifest.batch_size, manifest.unit_rows, *manifest.model.input_size)):
+        raise ValueError("a size is none")
     if manifest.valid_rows > manifest.rows:
         raise ValueError("there are more valid rows than rows")
     depths = [layer.depth for layer in manifest.layers]
