@@ -275,6 +275,7 @@ def spoil(body: dict[str, Any], path: str, value: Any) -> bytes:
         ("files", {"manifest.json": {"bytes": 1, "blake3": ""}}),
         ("files", {"a": {"bytes": 1, "blake3": 7}}),
         ("files", {"a": {"bytes": 1}}),
+        ("files", {"\ud800": {"bytes": 1, "blake3": ""}}),
     ],
 )
 def test_values_that_no_index_has_are_damage(synthetic: Synthetic, path: str, value: Any) -> None:

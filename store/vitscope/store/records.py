@@ -41,7 +41,7 @@ def _value(kind: Any, value: Any) -> Any:
         kinds = inner[:1] * len(value) if inner[-1] is ... else inner
         return tuple(_value(*pair) for pair in zip(kinds, value, strict=True))
     if outer is Mapping and isinstance(value, dict):
-        return {name: _value(inner[1], each) for name, each in value.items()}
+        return {_value(str, name): _value(inner[1], each) for name, each in value.items()}
     # JSON's true would pass for a number.
     sound = (
         (outer is Literal and type(value) is str and value in inner)
