@@ -240,7 +240,8 @@ def test_manifests_that_are_published_under_a_server(index: Synthetic, serve: Se
     said = server.errors.read_text()
     assert "cannot be served" in said
     assert "Traceback" not in said
-    for line in said.splitlines():
+    # NumPy warns of patches too small to have an area.
+    for line in (line for line in said.splitlines() if " ERROR " in line or " INFO " in line):
         assert "Index 'zoo': generation " in line
         assert line.endswith(".")
     assert server.terminate() == 0
