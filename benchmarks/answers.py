@@ -96,12 +96,12 @@ def maps_row(path: Path, layer: str) -> dict[str, Any]:
 
 
 @contextmanager
-def served(*indexes: Path) -> Iterator[str]:
+def served(*indexes: Path, options: Sequence[str] = ()) -> Iterator[str]:
     """A real server process over indexes."""
     command = [sys.executable, "-m", "vitscope.client", "serve", *map(str, indexes)]
     # All that wait, and none refused.
     command += ["--in-hand", "light=64,scan=64"]
-    command += ["--listen", "127.0.0.1:0"]
+    command += ["--listen", "127.0.0.1:0", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield (process.stdout or io.StringIO()).readline().split()[-1]

@@ -261,18 +261,22 @@ async def load(address: str, question: Question, callers: int, seconds: float) -
 
 
 @contextmanager
-def canned(method: str, replies: Sequence[bytes]) -> Iterator[str]:
-    """A process with an asyncio server whose handler does nothing but return `replies`."""
+def canned(method: str, replies: Sequence[bytes], workers: int = 1) -> Iterator[str]:
+    """Processes on one port with an asyncio server whose handler only returns `replies`."""
     spawn = multiprocessing.get_context("spawn")
-    here, there = spawn.Pipe()
-    process = spawn.Process(target=_serve, args=(method, replies, there), daemon=True)
+    address = "127.0.0.1:0"
     with ExitStack() as stack:
-        process.start()
-        stack.callback(process.terminate)
-        yield here.recv()
+        for _ in range(workers):
+            here, there = spawn.Pipe()
+            given = (method, replies, address, there)
+            process = spawn.Process(target=_serve, args=given, daemon=True)
+            process.start()
+            stack.callback(process.terminate)
+            address = here.recv()
+        yield address
 
 
-def _serve(method: str, replies: Sequence[bytes], address: Connection) -> None:
+def _serve(method: str, replies: Sequence[bytes], address: str, told: Connection) -> None:
     async def one(_: bytes, __: Any) -> bytes:
         return replies[0]
 
@@ -281,14 +285,15 @@ def _serve(method: str, replies: Sequence[bytes], address: Connection) -> None:
             yield reply
 
     async def run() -> None:
-        server = grpc.aio.server()
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 1)])
         handler: Any = grpc.unary_unary_rpc_method_handler(one)
         if SERVICE.methods_by_name[method].server_streaming:
             handler = grpc.unary_stream_rpc_method_handler(several)
         generic = grpc.method_handlers_generic_handler(SERVICE.full_name, {method: handler})
         server.add_generic_rpc_handlers((generic,))
-        address.send(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+        port = server.add_insecure_port(address)
         await server.start()
+        told.send(f"127.0.0.1:{port}")
         await server.wait_for_termination()
 
     asyncio.run(run())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -81,3 +82,24 @@ def children_of(parent: int) -> list[int]:
         if int(status[1]) == parent and "spawn_main" in line:
             found.append(int(entry.name))
     return sorted(found)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a process holds."""
+
+    threads: int
+    files: int
+    resident: int
+    """Bytes."""
+
+
+def usage_of(pid: int) -> Usage:
+    """What a process holds at the moment."""
+    folder = Path(f"/proc/{pid}")
+    fields = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
+    return Usage(
+        threads=int(fields["Threads"]),
+        files=len(list((folder / "fd").iterdir())),
+        resident=int(fields["VmRSS"].split()[0]) << 10,
+    )

@@ -98,7 +98,7 @@ def test_over_tls_by_the_name_in_the_certificate(
     ("arguments", "word"),
     [
         (("--server", "nowhere"), "is not a server address"),
-        (("--tls-ca", __file__), "is no PEM file"),
+        (("--tls-ca", __file__), "holds no certificate in PEM"),
         (("--tls-cert", __file__), "go together"),
         (("--timeout", "0"), "give a positive number"),
     ],

@@ -68,6 +68,57 @@ def test_as_many_are_in_hand_as_may_be_and_no_more() -> None:
     asyncio.run(run())
 
 
+def test_few_wait_while_most_are_refused() -> None:
+    async def run() -> None:
+        one, over = gate(2, 50), Event()
+        running: list[asyncio.Task[str]] = []
+
+        async def ask() -> bool:
+            """Whether one more is taken."""
+            refused = one.refused
+            task = asyncio.create_task(one.run(partial(wait, over)))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            if one.refused > refused:
+                with pytest.raises(OverloadedError):
+                    await task
+                return False
+            running.append(task)
+            return True
+
+        async def taken() -> int:
+            """How many are in hand when one more is too many."""
+            while await ask():
+                pass
+            return one.in_hand
+
+        async def answered() -> None:
+            over.set()
+            await asyncio.gather(*running)
+            over.clear()
+            running.clear()
+
+        # A burst has room, and a few too many change nothing.
+        assert await taken() == 50
+        await asyncio.sleep(1.0)
+        await answered()
+        assert await taken() == 50
+        for _ in range(60):
+            assert not await ask()
+        await asyncio.sleep(1.0)
+        assert not await ask()
+        await answered()
+        assert await taken() == 4
+        await answered()
+        # Nobody came for a while.
+        await asyncio.sleep(2.1)
+        assert await taken() == 50
+        await answered()
+        one.close()
+
+    asyncio.run(run())
+
+
 def test_what_raises_leaves_room() -> None:
     async def run() -> None:
         one = gate(1, 1)

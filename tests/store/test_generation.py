@@ -353,3 +353,39 @@ def test_a_reader_that_meets_a_pruner_takes_the_generation_after(
     with (folder / old / "manifest.json").open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert open_generation(synthetic_copy).name == name
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "word"),
+    [
+        ("rows", 71, "is not of the shape"),
+        ("valid_rows", 64, "another number of rows than the row table"),
+        ("layers.0.channels", 10, "is not of the shape"),
+        ("layers.0.top_k", 5, "is not of the shape"),
+        ("layers.0.tokens.width", 6, "is not of the shape"),
+        ("layers.0.poolings", ["mean", "max"], ""),
+        ("layers.1.poolings", ["mean", "cls"], "cannot be read"),
+        ("layers.2.dense", True, "cannot be read"),
+        ("layers.2.dense_prefix", True, "cannot be read"),
+    ],
+)
+def test_arrays_have_the_shapes_that_the_manifest_makes(
+    synthetic_copy: Path, path: str, value: object, word: str
+) -> None:
+    folder = synthetic_copy / "generations" / current_name(synthetic_copy)
+    body = json.loads((folder / "manifest.json").read_bytes())
+    *outer, last = path.split(".")
+    inside = body
+    for name in outer:
+        inside = inside[int(name) if isinstance(inside, list) else name]
+    inside[last] = value
+    data = json.dumps(body).encode()
+    (folder / "manifest.json").write_bytes(data)
+    folder = folder.rename(folder.with_name(generation_name(1, data)))
+    (synthetic_copy / "CURRENT").write_text(f"{folder.name}\n")
+    generation = open_generation(synthetic_copy)
+    if not word:
+        generation.check_files()
+        return
+    with pytest.raises(DamagedIndexError, match=word):
+        generation.check_files()

@@ -21,13 +21,16 @@ from vitscope.store.manifest import (
     TokenLayout,
 )
 
-NAMES = st.text(max_size=12)
-COUNTS = st.integers(0, 2**53)
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+PATHS = NAMES.filter(lambda name: name not in ("", ".", "..") and not {"/", "\0"} & {*name})
+COUNTS = st.integers(0, 2**31 - 1)
+SIZES = st.integers(1, 2**31 - 1)
 CELLS = st.floats(0, exclude_min=True, allow_infinity=False)
 CORNERS = st.floats(allow_nan=False, allow_infinity=False)
+RECALLS = st.floats(0, 1)
 LAYERS = st.builds(
     LayerRecord,
-    name=NAMES,
+    name=PATHS,
     depth=COUNTS,
     channels=COUNTS,
     tokens=st.builds(
@@ -40,36 +43,50 @@ LAYERS = st.builds(
         top=CORNERS,
         left=CORNERS,
     ),
-    poolings=st.lists(st.sampled_from(POOLINGS), unique=True).map(tuple),
+    poolings=st.lists(st.sampled_from(POOLINGS[1:]), unique=True).map(lambda some: ("mean", *some)),
     top_k=COUNTS,
+    patch_search=st.booleans(),
 )
-MANIFESTS = st.builds(
-    Manifest,
-    model=st.builds(
-        ModelRecord,
-        name=NAMES,
-        weights_source=NAMES,
-        weights_sha256=NAMES,
-        input_size=st.tuples(COUNTS, COUNTS),
-        dtype=NAMES,
-        transform=st.lists(NAMES, max_size=3).map(tuple),
-        decoder=NAMES,
-        exif=NAMES,
-    ),
-    layers=st.lists(LAYERS, max_size=3).map(tuple),
-    rows=COUNTS,
-    valid_rows=COUNTS,
-    rows_sha256=NAMES,
-    batch_size=COUNTS,
-    unit_rows=COUNTS,
-    saturated=COUNTS,
-    thumbnail_size=COUNTS,
-    recall_at_10=st.dictionaries(NAMES, st.floats(0, 1), max_size=3),
-    patch_recall_at_10=st.dictionaries(NAMES, st.floats(0, 1), max_size=3),
-    patch_recall_at_10_elsewhere=st.dictionaries(NAMES, st.floats(0, 1), max_size=3),
-    written_by=NAMES,
-    files=st.dictionaries(NAMES, st.builds(FileRecord, bytes=COUNTS, blake3=NAMES), max_size=3),
+
+
+@st.composite
+def manifests(draw: st.DrawFn) -> Manifest:
+    layers = draw(st.lists(LAYERS, min_size=1, max_size=3, unique_by=lambda layer: layer.name))
+    searched = [layer.name for layer in layers if layer.patch_search]
+    of_patches = st.fixed_dictionaries(dict.fromkeys(searched, RECALLS))
+    rows = draw(COUNTS)
+    return Manifest(
+        model=draw(MODELS),
+        layers=tuple(layers),
+        rows=rows,
+        valid_rows=draw(st.integers(0, rows)),
+        rows_sha256=draw(NAMES),
+        batch_size=draw(SIZES),
+        unit_rows=draw(SIZES),
+        saturated=draw(st.integers(0, 2**63 - 1)),
+        threads=draw(COUNTS),
+        thumbnail_size=draw(COUNTS),
+        recall_at_10={layer.name: draw(RECALLS) for layer in layers},
+        patch_recall_at_10=draw(of_patches),
+        patch_recall_at_10_elsewhere=draw(of_patches),
+        written_by=draw(NAMES),
+        files=draw(st.dictionaries(PATHS.map("arrays.zarr/{}".format), FILES, max_size=3)),
+    )
+
+
+FILES = st.builds(FileRecord, bytes=st.integers(0, 2**63 - 1), blake3=NAMES)
+MODELS = st.builds(
+    ModelRecord,
+    name=NAMES,
+    weights_source=NAMES,
+    weights_sha256=NAMES,
+    input_size=st.tuples(SIZES, SIZES),
+    dtype=NAMES,
+    transform=st.lists(NAMES, max_size=3).map(tuple),
+    decoder=NAMES,
+    exif=NAMES,
 )
+MANIFESTS = manifests()
 
 
 @given(MANIFESTS)
@@ -206,3 +223,63 @@ def test_garbage_is_damaged(data: bytes) -> None:
 def test_random_bytes_are_damaged(data: bytes) -> None:
     with pytest.raises(DamagedIndexError):
         Manifest.from_json(data)
+
+
+def spoil(body: dict[str, Any], path: str, value: Any) -> bytes:
+    """The manifest with another value at a path such as `layers.0.name`."""
+    *outer, last = path.split(".")
+    inside: Any = body
+    for name in outer:
+        inside = inside[int(name) if isinstance(inside, list) else name]
+    inside[last] = value
+    return json.dumps(body).encode()
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("rows", "70"),
+        ("rows", 70.0),
+        ("rows", True),
+        ("rows", -1),
+        ("rows", 2**63),
+        ("valid_rows", 71),
+        ("batch_size", 0),
+        ("unit_rows", 0),
+        ("written_by", None),
+        ("written_by", "\ud800"),
+        ("layers", {}),
+        ("layers", []),
+        ("model.input_size", [48]),
+        ("model.input_size", [48, 0]),
+        ("model.input_size", [48, 80, 3]),
+        ("model.input_size", [48, 2**31]),
+        ("model.transform", "ToTensor()"),
+        ("layers.0.name", "stages.1.blocks.0.mlp"),
+        ("layers.0.name", ""),
+        ("layers.0.name", "../elsewhere"),
+        ("layers.0.name", "a\0b"),
+        ("layers.0.depth", 2**31),
+        ("layers.0.dense", 1),
+        ("layers.0.poolings", ["max"]),
+        ("layers.0.poolings", ["mean", "mean"]),
+        ("layers.0.poolings", ["mean", "median"]),
+        ("layers.0.poolings", ["mean", ["max"]]),
+        ("layers.0.tokens.prefix", [1]),
+        ("recall_at_10", {}),
+        ("recall_at_10", {"blocks.0.mlp": 1.0, "blocks.1.mlp": 1.0}),
+        ("patch_recall_at_10", {"blocks.0.mlp": 1.0}),
+        ("files", {"/etc/passwd": {"bytes": 1, "blake3": ""}}),
+        ("files", {"../x": {"bytes": 1, "blake3": ""}}),
+        ("files", {"a//b": {"bytes": 1, "blake3": ""}}),
+        ("files", {"manifest.json": {"bytes": 1, "blake3": ""}}),
+        ("files", {"a": {"bytes": 1, "blake3": 7}}),
+        ("files", {"a": {"bytes": 1}}),
+        ("files", {"\ud800": {"bytes": 1, "blake3": ""}}),
+    ],
+)
+def test_values_that_no_index_has_are_damage(synthetic: Synthetic, path: str, value: Any) -> None:
+    whole = synthetic.manifest.to_json()
+    assert Manifest.from_json(whole) == synthetic.manifest
+    with pytest.raises(DamagedIndexError, match="not readable"):
+        Manifest.from_json(spoil(json.loads(whole), path, value))

@@ -7,13 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vitscope.store.manifest import (
-    LayerRecord,
-    Manifest,
-    ModelRecord,
-    layer_record,
-    model_record,
-)
+from vitscope.store.manifest import LayerRecord, Manifest, ModelRecord
+from vitscope.store.records import record_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +102,4 @@ class Plan:
     @staticmethod
     def from_json(plan: dict[str, Any]) -> Plan:
         """The plan of a parsed `to_json`; raises whatever comes of a body that is none."""
-        body = dict(plan)
-        model = model_record(body.pop("model"))
-        layers = tuple(layer_record(layer) for layer in body.pop("layers"))
-        return Plan(model=model, layers=layers, **body)
+        return record_from(Plan, plan)

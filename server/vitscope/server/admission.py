@@ -1,7 +1,8 @@
 """How many calls are in hand: the rest are refused at once instead of waiting without end.
 
-Calls of a class wait for its threads; what waits longer than it is answered would only make
-everybody wait. A refused caller is told when to come again, as gRPC's retries understand it
+Calls of a class wait for its threads, so that bursts are borne. Where more are refused than taken
+it is no burst, and few may wait: the others would only wait longer for the same answers. A refused
+caller is told when to come again, as gRPC's retries understand it
 (https://github.com/grpc/proposal/blob/master/A6-client-retries.md, pushback).
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -28,6 +30,9 @@ _T = TypeVar("_T")
 _STREAMS = 8
 """Open streams for each call that may be in hand: most wait for their callers to read."""
 
+_LOOK = 1.0
+"""Seconds over which refused calls are held against those that were taken."""
+
 PUSHBACK_MS: Mapping[Cost, int] = {"light": 20, "scan": 500, "model": 1_000}
 """After how long a refused caller may come again: about as long as an answer takes."""
 
@@ -39,6 +44,11 @@ class Limits:
     threads: int
     in_hand: int
     """Calls that are being answered or wait for a thread."""
+
+    @property
+    def crowded(self) -> int:
+        """The same while most calls are refused: one waits for each thread, and not for long."""
+        return min(self.in_hand, 2 * self.threads)
 
     @property
     def streams(self) -> int:
@@ -88,6 +98,8 @@ class Gate:
         self.streams = 0
         """That are open."""
         self.refused = 0
+        self._due = self._lately_taken = self._lately_refused = 0.0
+        self._crowded = False
         self._given_up: set[Event] = set()
         """Of the work in hand; set where nobody waits for it any more."""
         self._executor = ThreadPoolExecutor(limits.threads, f"vitscope-{cost}", prepare)
@@ -98,7 +110,7 @@ class Gate:
         Raises `OverloadedError` where as many calls are in hand as may be; `again` for the next
         part of a stream, which was let in before and is not refused.
         """
-        if self.in_hand >= self.limits.in_hand and not again:
+        if self._is_full() and not again:
             raise self._too_many(
                 f"The server has {self.in_hand} calls of the class {self.cost!r} in hand"
             )
@@ -123,6 +135,21 @@ class Gate:
             raise
         self._leave(gone)
         return result
+
+    def _is_full(self) -> bool:
+        """Whether one more call would be too many."""
+        now = time.monotonic()
+        if now >= self._due:
+            # Of the time just before, and not of some burst long ago.
+            recent = now < self._due + _LOOK
+            self._crowded = recent and self._lately_refused > self._lately_taken
+            self._lately_taken = self._lately_refused = 0
+            self._due = now + _LOOK
+        limits = self.limits
+        full = self.in_hand >= (limits.crowded if self._crowded else limits.in_hand)
+        self._lately_refused += full
+        self._lately_taken += not full
+        return full
 
     @contextmanager
     def stream(self) -> Iterator[None]:

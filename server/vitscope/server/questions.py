@@ -63,7 +63,7 @@ QUESTIONS: Mapping[str, Question] = {
     "TopChannels": Question(answers.top_channels, live=True),
     "SimilarChannels": Question(answers.similar_channels),
     "GetBoxScores": Question(answers.box_scores, "scan"),
-    "TopImagesByBox": Question(answers.top_images_by_box),
+    "TopImagesByBox": Question(answers.top_images_by_box, "scan"),
     "GetPatchMaps": Question(answers.patch_maps, streamed=True, live=True),
     "SimilarImages": Question(answers.similar_images, _of_likeness),
     "SimilarPatches": Question(answers.similar_patches, _of_likeness),

@@ -211,11 +211,25 @@ class Generation:
         return self._array(layer, layout.top_maps_name(pooling)).read(channel, ranks)
 
     def check_files(self) -> None:
-        """Raise `DamagedIndexError` for a file that is missing or of another length.
+        """Raise `DamagedIndexError` for a file that is missing or of another length, and for arrays
+        that are not of the shapes that the manifest's numbers make.
 
         What they hold is checked when it is read, and by `vitscope verify`.
         """
         self._files.check_sizes()
+        rows = self.manifest.rows
+        for layer in self.manifest.layers:
+            group = layout.layer_path(self.path, layer.name)
+            for name, shape in layout.layer_shapes(layer, rows).items():
+                if self._files.open(group / name).shape != shape:
+                    raise DamagedIndexError(
+                        f"Array {name} of layer {layer.name} is not of the shape that the manifest "
+                        f"says; {_MEND}."
+                    )
+        if len(self.rows) != rows or len(self.valid_rows) != self.manifest.valid_rows:
+            raise DamagedIndexError(
+                f"The manifest has another number of rows than the row table; {_MEND}."
+            )
 
     def warm(self, like: Generation) -> None:
         """Read beforehand what questions to the generation before made that one hold.

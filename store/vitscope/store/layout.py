@@ -17,7 +17,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vitscope.store.arrays import ArraySpec, leading_spec
-from vitscope.store.manifest import LayerRecord, Pooling
+from vitscope.store.manifest import QUANTILES, LayerRecord, Pooling
 
 CURRENT = "CURRENT"
 GENERATIONS = "generations"
@@ -168,6 +168,29 @@ def prefix_spec(layer: LayerRecord, rows: int, unit_rows: int) -> ArraySpec:
         (unit_rows, *rest),
         (_divisor(unit_rows, _SCORE_ROWS), *rest),
     )
+
+
+def layer_shapes(layer: LayerRecord, rows: int) -> dict[str, tuple[int, ...]]:
+    """All arrays of a layer by name, with their shapes."""
+    channels, tokens = layer.channels, layer.tokens
+    kept = (channels, layer.top_k)
+    shapes: dict[str, tuple[int, ...]] = {CORRELATION: (channels, channels)}
+    for pooling in layer.poolings:
+        shapes |= {
+            scores_name(pooling): (channels, rows),
+            row_scores_name(pooling): (rows, channels),
+            top_rows_name(pooling): kept,
+            top_scores_name(pooling): kept,
+            top_maps_name(pooling): (*kept, tokens.height, tokens.width),
+            statistic_name("quantiles", pooling): (channels, len(QUANTILES)),
+        }
+        for name in ("mean", "variance", "active"):
+            shapes[statistic_name(name, pooling)] = (channels,)
+    if layer.dense:
+        shapes[ACTIVATIONS] = (rows, channels, tokens.tokens)
+    if layer.dense_prefix:
+        shapes[PREFIX] = (rows, len(tokens.prefix), channels)
+    return shapes
 
 
 def _divisor(number: int, most: int) -> int:

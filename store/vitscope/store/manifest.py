@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from vitscope.store.errors import DamagedIndexError, UnsupportedFormatError
+from vitscope.store.records import record_from
 
 FORMAT = "vitscope-index"
 FORMAT_VERSION = 3
@@ -20,6 +20,7 @@ had no search among patches."""
 Pooling = Literal["mean", "max", "cls"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
+_MOST = 2**31 - 1
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 """Levels of the stored quantiles of a channel's per-image scores."""
@@ -183,35 +184,46 @@ class Manifest:
 
 
 def _manifest(body: dict[str, Any], version: int) -> Manifest:
-    model = model_record(body.pop("model"))
-    files = {path: FileRecord(**record) for path, record in body.pop("files").items()}
-    even_over = model.input_size if version == 1 else None
-    without = {"patch_search": False} if version < 3 else {}
-    layers = tuple(layer_record({**layer, **without}, even_over) for layer in body.pop("layers"))
-    for name in ("patch_recall_at_10", "patch_recall_at_10_elsewhere"):
-        if version < 3:
-            body[name] = {}
-        elif name not in body:
-            raise ValueError(f"{name} is missing")
-    return Manifest(model=model, layers=layers, files=files, **body)
+    if version < 3:
+        body |= {"patch_recall_at_10": {}, "patch_recall_at_10_elsewhere": {}}
+        for layer in body["layers"]:
+            layer["patch_search"] = False
+    if version == 1:
+        # It knew plain transformers only, whose patches cover the input.
+        size = tuple(body["model"]["input_size"])
+        for layer in body["layers"]:
+            layer["tokens"] = asdict(TokenLayout.even(**layer["tokens"], input_size=size))
+    manifest = record_from(Manifest, body)
+    _check(manifest)
+    return manifest
 
 
-def model_record(model: dict[str, Any]) -> ModelRecord:
-    """The model from JSON."""
-    size, transform = tuple(model.pop("input_size")), tuple(model.pop("transform"))
-    return ModelRecord(input_size=size, transform=transform, **model)
-
-
-def layer_record(layer: dict[str, Any], even_over: tuple[int, int] | None = None) -> LayerRecord:
-    """A layer from JSON; version 1 knew plain transformers only, whose patches cover the input."""
-    tokens = layer.pop("tokens")
-    tokens["prefix"] = tuple(tokens["prefix"])
-    poolings, patch_search = tuple(layer.pop("poolings")), layer.pop("patch_search")
-    if even_over:
-        layout = TokenLayout.even(**tokens, input_size=even_over)
-    else:
-        layout = TokenLayout(**tokens)
-        place = (layout.cell_height, layout.cell_width, layout.top, layout.left)
-        if not all(map(math.isfinite, place)) or min(place[:2]) <= 0:
+def _check(manifest: Manifest) -> None:
+    """Raise `ValueError` where parts do not go together, or cannot be what they are for."""
+    names = [layer.name for layer in manifest.layers]
+    searched = {layer.name for layer in manifest.layers if layer.patch_search}
+    recalls = (manifest.patch_recall_at_10, manifest.patch_recall_at_10_elsewhere)
+    if not names or len(set(names)) < len(names) or manifest.recall_at_10.keys() != {*names}:
+        raise ValueError("not every layer has a name and a recall of its own")
+    if any(each.keys() != searched for each in recalls):
+        raise ValueError("not every search among patches has a recall")
+    # Both become paths, and none may lead out of the folder.
+    if any("/" in name for name in names) or not all(map(_is_path, (*names, *manifest.files))):
+        raise ValueError("a layer or a file has a name that no index gives")
+    for layer in manifest.layers:
+        tokens = layer.tokens
+        if min(tokens.cell_height, tokens.cell_width) <= 0:
             raise ValueError("patches have no place in the input")
-    return LayerRecord(tokens=layout, poolings=poolings, patch_search=patch_search, **layer)
+        if "mean" not in layer.poolings or len(set(layer.poolings)) < len(layer.poolings):
+            raise ValueError("a layer lacks a pooling, or has one twice")
+    if not all((manifest.batch_size, manifest.unit_rows, *manifest.model.input_size)):
+        raise ValueError("a size is none")
+    if manifest.valid_rows > manifest.rows:
+        raise ValueError("there are more valid rows than rows")
+    depths = [layer.depth for layer in manifest.layers]
+    if max((*depths, *manifest.model.input_size, manifest.thumbnail_size)) > _MOST:
+        raise ValueError("a number is larger than any can be")
+
+
+def _is_path(name: str) -> bool:
+    return name != "manifest.json" and "\0" not in name and not {"", ".", ".."} & {*name.split("/")}

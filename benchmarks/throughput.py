@@ -1,0 +1,102 @@
+"""Calls a second beside an empty handler, by one worker and by two.
+
+    python benchmarks/throughput.py [--quick] [--json FILE]
+
+The light questions that people ask most, over the index that `questions` makes. Either server has
+the same number of processes on one port, and its handler gives the same bytes; they take turns, a
+round each. Callers wait for an answer before they ask again, over a connection each, all in this
+process, whose processor time is in both figures. On few cores callers and workers share them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import tempfile
+from pathlib import Path
+
+import grpc
+from answers import served
+from questions import CALLERS, PACKAGES, ROUNDS, SERVICE, Question, canned, load, make_index
+from questions import questions as all_questions
+from record import Row, write
+
+from vitscope.v1.service_pb2_grpc import ActivationServiceStub
+
+NAMES = (
+    "top 20 images",
+    "… with maps",
+    "50 maps of a channel",
+    "top channels of an image",
+    "statistics of a layer",
+    "similar channels",
+    "similar images",
+)
+WORKERS = (1, 2)
+
+
+def main() -> int:
+    """Ask, print a table, write the result file."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--quick", action="store_true", help="fewer pictures and calls")
+    parser.add_argument("--json", type=Path, help="where to write the results")
+    args = parser.parse_args()
+    pictures, seconds = (256, 0.05) if args.quick else (2_000, 0.5)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        make_index(Path(folder), pictures)
+        index = Path(folder) / "index"
+        light = [each for each in all_questions(pictures) if each.name in NAMES]
+        for workers in WORKERS:
+            with served(index, options=("--workers", str(workers))) as address:
+                for question in light:
+                    rows += rows_of(address, question, workers, seconds)
+    if args.json:
+        command = f"python benchmarks/throughput.py{' --quick' if args.quick else ''}"
+        write(args.json, command, rows, PACKAGES)
+    return 0
+
+
+def rows_of(address: str, question: Question, workers: int, seconds: float) -> list[Row]:
+    """Of one question, with each number of callers."""
+    with grpc.insecure_channel(address) as channel:
+        reply = getattr(ActivationServiceStub(channel), question.method)(question.requests[0])
+        streamed = SERVICE.methods_by_name[question.method].server_streaming
+        replies = [each.SerializeToString() for each in (reply if streamed else [reply])]
+    rows = []
+    with canned(question.method, replies, workers) as empty:
+        for callers in CALLERS:
+            speeds: dict[str, list[float]] = {"answer": [], "empty handler": []}
+            for _ in range(ROUNDS):
+                for name, server in (("answer", address), ("empty handler", empty)):
+                    taken = asyncio.run(load(server, question, callers, seconds))
+                    speeds[name].append(callers * len(taken) / sum(taken) * 1e3)
+            ratios = [mine / floor for mine, floor in zip(*speeds.values(), strict=True)]
+            rows.append(
+                {
+                    "what": question.name,
+                    "workers": workers,
+                    "callers": callers,
+                    "reply_bytes": sum(map(len, replies)),
+                    "calls_per_second": {name: statistics.median(s) for name, s in speeds.items()},
+                    "ratio": statistics.median(ratios),
+                    "ratios": ratios,
+                }
+            )
+            show(rows[-1])
+    return rows
+
+
+def show(row: Row) -> None:
+    """Print a row of the table."""
+    ours, empty = row["calls_per_second"].values()
+    print(
+        f"{row['what']:<26} {row['workers']} workers {row['callers']:>3} callers {ours:>7.0f}/s   "
+        f"empty handler {empty:>7.0f}/s   x {row['ratio']:.2f}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
