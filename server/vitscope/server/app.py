@@ -50,7 +50,9 @@ SERVICE = service_pb2.DESCRIPTOR.services_by_name["ActivationService"].full_name
 
 
 def _cores() -> int:
-    """Those that this process may use: a container, or `taskset`, may give fewer than there are."""
+    """Those that this process may use: `taskset`, or PYTHON_CPU_COUNT, may say fewer than all."""
+    if sys.version_info >= (3, 13):
+        return os.process_cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
