@@ -101,7 +101,7 @@ def _open_local(args: argparse.Namespace) -> Client:
 
 def addresses_from(args: argparse.Namespace) -> list[str]:
     """HOST:PORT of each server that `add_address`'s argument, or the environment, names."""
-    server = args.server
+    server: str | None = args.server
     if server is None:
         server = os.environ.get("VITSCOPE_SERVER") or DEFAULT_SERVER
     return server.split(",")
