@@ -16,6 +16,8 @@ from certificates import Authority
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from synthetic import ServerProcess, Synthetic, run_vitscope
 
+from vitscope.client import Client, Retries, UnavailableError
+
 Serve = Callable[..., ServerProcess]
 
 
@@ -65,6 +67,17 @@ def test_a_server_that_does_not_serve_says_so(status: str) -> None:
     checks.set("", health_pb2.HealthCheckResponse.ServingStatus.Value(status))
     with running(lambda server: health_pb2_grpc.add_HealthServicer_to_server(checks, server)) as at:
         assert "is there but does not serve now" in check(1, "--server", at)
+
+
+def test_replicas_of_which_none_serves_say_so() -> None:
+    checks = health.HealthServicer()
+    checks.set("vitscope.v1.ActivationService", health_pb2.HealthCheckResponse.NOT_SERVING)
+    with (
+        running(lambda server: health_pb2_grpc.add_HealthServicer_to_server(checks, server)) as at,
+        Client([at, at], retries=Retries(attempts=1)) as client,
+        pytest.raises(UnavailableError, match="says that it does not serve now"),
+    ):
+        client.indexes()
 
 
 def test_a_server_of_another_kind() -> None:

@@ -196,6 +196,8 @@ def _unavailable(server: Server, details: str) -> str:
         elif server.tls:
             mend = f"if it wants certificates of its callers, give {words.pair}"
         return f"What answers at {name} cut the connection before any call; {mend}."
+    if "backend unhealthy" in details:
+        return f"What answers at {name} says that it does not serve now; ask again in a moment."
     if ", " in name:
         return f"None of the servers {name} answers; start one with `vitscope serve INDEX`."
     return (

@@ -110,7 +110,7 @@ class Gate:
         Raises `OverloadedError` where as many calls are in hand as may be; `again` for the next
         part of a stream, which was let in before and is not refused.
         """
-        if self._is_full() and not again:
+        if not again and self._is_full():
             raise self._too_many(
                 f"The server has {self.in_hand} calls of the class {self.cost!r} in hand"
             )
