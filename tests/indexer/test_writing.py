@@ -90,6 +90,22 @@ def test_several_threads_begin_nothing_after_a_failure() -> None:
     assert done == [1]
 
 
+def test_what_was_not_begun_does_not_end_well() -> None:
+    """Or a receipt would take a file for written that no thread had begun."""
+    released = threading.Event()
+
+    def fail() -> None:
+        released.wait()
+        raise OSError(28, "No space left on device")
+
+    with closing(Writing(Stages(), threads=1)) as writing:
+        writing.hand_over(fail, 1)
+        after = writing.hand_over(noting([], 1), 1)
+        released.set()
+        with pytest.raises(OSError, match="No space left"):
+            after.result(timeout=60)
+
+
 def test_nothing_is_done_after_a_failure() -> None:
     done: list[int] = []
 

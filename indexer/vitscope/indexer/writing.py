@@ -19,7 +19,8 @@ _NICENESS = 5
 class Writing:
     """Begins pieces of work in the order they come; once one has failed, no other is begun.
 
-    So what waits for those before it, and then writes a receipt, does so only where they are done.
+    What was not begun fails as that one did. So what waits for those before it, and then writes a
+    receipt, does so only where they are done.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class Writing:
         self._stages = stages
         self._room = bytes_waiting
         self._waiting: deque[tuple[Future[None], int]] = deque()
-        self._failed = False
+        self._failure: BaseException | None = None
 
     def hand_over(self, work: Callable[[], None], size: int) -> Future[None]:
         """Have `work`, which holds `size` bytes, done; waits while too many bytes are held.
@@ -48,7 +49,7 @@ class Writing:
 
     def check(self) -> None:
         """Raise what a piece of work raised, if one has."""
-        if self._failed:
+        if self._failure is not None:
             self.finish()
 
     def finish(self) -> None:
@@ -61,13 +62,13 @@ class Writing:
         self._threads.shutdown(cancel_futures=True)
 
     def _do(self, work: Callable[[], None]) -> None:
-        if self._failed:
-            return
+        if self._failure is not None:
+            raise self._failure
         try:
             with self._stages.at("write"):
                 work()
-        except BaseException:
-            self._failed = True
+        except BaseException as failure:
+            self._failure = failure
             raise
 
 
