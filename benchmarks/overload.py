@@ -31,7 +31,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -314,7 +314,9 @@ def resident(process: int) -> int:
         (line,) = (line for line in rollup.splitlines() if line.startswith("Pss:"))
         total += int(line.split()[1]) << 10
         for thread in (folder / "task").iterdir():
-            waiting += map(int, (thread / "children").read_text().split())
+            # Threads come and go.
+            with suppress(FileNotFoundError, ProcessLookupError):
+                waiting += map(int, (thread / "children").read_text().split())
     return total
 
 

@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from server.refusals import check_sentence
 from synthetic import ServerProcess, Synthetic, build, run_vitscope
 
-from vitscope.server.admission import PUSHBACK_MS, Gate, Gates, Limits, limits_of
+from vitscope.server.admission import PUSHBACK_MS, Crowd, Gate, Gates, Limits
 from vitscope.server.errors import OverloadedError
 from vitscope.server.going import CallerGoneError, check_caller
 from vitscope.server.served import Served, index_paths
@@ -48,6 +48,41 @@ async def settled(what: Callable[[], bool]) -> None:
     raise AssertionError("it never came about")
 
 
+class Asking:
+    """Calls of one class that last until they are told to end."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+        self._over = Event()
+        self._running: list[asyncio.Task[str]] = []
+
+    async def once(self) -> bool:
+        """Whether one more is taken."""
+        refused = self.gate.refused
+        task = asyncio.create_task(self.gate.run(partial(wait, self._over)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        if self.gate.refused > refused:
+            with pytest.raises(OverloadedError):
+                await task
+            return False
+        self._running.append(task)
+        return True
+
+    async def taken(self) -> int:
+        """How many are in hand when one more is too many."""
+        while await self.once():
+            pass
+        return self.gate.in_hand
+
+    async def answered(self) -> None:
+        """Let all end."""
+        self._over.set()
+        await asyncio.gather(*self._running)
+        self._over.clear()
+        self._running.clear()
+
+
 def test_as_many_are_in_hand_as_may_be_and_no_more() -> None:
     async def run() -> None:
         one, over = gate(2, 5), Event()
@@ -68,53 +103,77 @@ def test_as_many_are_in_hand_as_may_be_and_no_more() -> None:
     asyncio.run(run())
 
 
-def test_few_wait_while_most_are_refused() -> None:
+def test_none_waits_while_most_are_refused() -> None:
     async def run() -> None:
-        one, over = gate(2, 50), Event()
-        running: list[asyncio.Task[str]] = []
-
-        async def ask() -> bool:
-            """Whether one more is taken."""
-            refused = one.refused
-            task = asyncio.create_task(one.run(partial(wait, over)))
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-            if one.refused > refused:
-                with pytest.raises(OverloadedError):
-                    await task
-                return False
-            running.append(task)
-            return True
-
-        async def taken() -> int:
-            """How many are in hand when one more is too many."""
-            while await ask():
-                pass
-            return one.in_hand
-
-        async def answered() -> None:
-            over.set()
-            await asyncio.gather(*running)
-            over.clear()
-            running.clear()
-
+        one = gate(2, 50)
+        asking = Asking(one)
         # A burst has room, and a few too many change nothing.
-        assert await taken() == 50
+        assert await asking.taken() == 50
         await asyncio.sleep(1.0)
-        await answered()
-        assert await taken() == 50
+        await asking.answered()
+        assert await asking.taken() == 50
         for _ in range(60):
-            assert not await ask()
+            assert not await asking.once()
         await asyncio.sleep(1.0)
-        assert not await ask()
-        await answered()
-        assert await taken() == 4
-        await answered()
+        assert not await asking.once()
+        await asking.answered()
+        assert await asking.taken() == 2
+        await asking.answered()
         # Nobody came for a while.
         await asyncio.sleep(2.1)
-        assert await taken() == 50
-        await answered()
+        assert await asking.taken() == 50
+        await asking.answered()
         one.close()
+
+    asyncio.run(run())
+
+
+def test_crowded_classes_share_the_cores() -> None:
+    async def run() -> None:
+        crowd = Crowd(3)
+        first, second, calm = (
+            Asking(Gate("scan", Limits(2, 4), lambda: None, crowd)) for _ in range(3)
+        )
+        for each in (first, second):
+            assert await each.taken() == 4
+            for _ in range(6):
+                assert not await each.once()
+        await asyncio.sleep(1.0)
+        for each in (first, second):
+            assert not await each.once()
+            await each.answered()
+        assert (await first.taken(), await second.taken()) == (2, 1)
+        # One that refuses nobody goes on as ever.
+        assert await calm.taken() == 4
+        for each in (first, second, calm):
+            await each.answered()
+            each.gate.close()
+
+    asyncio.run(run())
+
+
+def test_a_stream_keeps_its_thread_for_a_moment_where_its_class_is_crowded() -> None:
+    async def run() -> None:
+        asking = Asking(gate(1, 4))
+        assert await asking.taken() == 4
+        for _ in range(6):
+            assert not await asking.once()
+        await asyncio.sleep(1.0)
+        assert not await asking.once()
+        await asking.answered()
+        with asking.gate.stream() as stream:
+            assert await stream.run(lambda: 1) == 1
+            assert not await asking.once()
+            # Its next part is let in all the same.
+            assert await stream.run(lambda: 2) == 2
+            # Its caller reads on and on.
+            await asyncio.sleep(0.1)
+            assert await asking.once()
+            await asking.answered()
+            assert await stream.run(lambda: 3) == 3
+        assert await asking.once()
+        await asking.answered()
+        asking.gate.close()
 
     asyncio.run(run())
 
@@ -211,7 +270,7 @@ def test_so_many_streams_are_open_and_no_more() -> None:
 
 def test_a_stream_is_open_until_its_end_or_its_callers(synthetic: Synthetic) -> None:
     async def run() -> None:
-        with closing(Gates(limits_of(1, {"scan": 1}), lambda: None)) as gates:
+        with closing(Gates(1, {"scan": 1}, lambda: None)) as gates:
             service: Any = ActivationService(Served(index_paths([synthetic.path])), gates)
             asked = pb.GetScoresRequest(layer="blocks.0.mlp")
             streams = [service.GetScores(asked, None) for _ in range(8)]

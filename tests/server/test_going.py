@@ -13,7 +13,7 @@ import grpc
 import pytest
 from synthetic import build
 
-from vitscope.server.admission import Gates, limits_of
+from vitscope.server.admission import Gates
 from vitscope.server.going import CallerGoneError, check_caller, run_for
 from vitscope.server.queries.boxes import box_scores
 from vitscope.server.queries.channels import similar_channels, top_channels
@@ -81,7 +81,7 @@ def test_work_ends_where_its_caller_leaves(
     leave: Callable[[Any, Endless, grpc.aio.Channel], Awaitable[None]],
 ) -> None:
     async def run() -> bool:
-        with closing(Gates(limits_of(1, {}), lambda: None)) as gates:
+        with closing(Gates(1, {}, lambda: None)) as gates:
             service: Any = Endless(gates)
             server = grpc.aio.server()
             service_pb2_grpc.add_ActivationServiceServicer_to_server(service, server)
@@ -99,7 +99,7 @@ def test_work_ends_where_its_caller_leaves(
 
 def test_work_ends_where_the_server_does() -> None:
     async def run() -> bool:
-        with closing(Gates(limits_of(1, {}), lambda: None)) as gates:
+        with closing(Gates(1, {}, lambda: None)) as gates:
             service: Any = Endless(gates)
             server = grpc.aio.server()
             service_pb2_grpc.add_ActivationServiceServicer_to_server(service, server)

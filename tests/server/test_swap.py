@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +24,8 @@ import pytest
 from server.refusals import check_start_error
 from synthetic import ServerProcess, Synthetic, build
 
-from vitscope.server.served import Served, index_paths
+from vitscope.server.questions import QUESTIONS
+from vitscope.server.served import Served, index_paths, settle
 from vitscope.store.generation import open_generation
 from vitscope.store.prune import prune
 from vitscope.v1 import query_pb2 as pb
@@ -76,6 +79,29 @@ def served(stub: ActivationServiceStub) -> str:
 def publish_and_wait(index: Path, name: str, stub: ActivationServiceStub) -> None:
     publish(index, name)
     wait_for(lambda: served(stub) == name)
+
+
+def test_an_old_generation_is_gone_without_a_collection(pair: Pair) -> None:
+    """Those of a server leave out what it had at its start."""
+    publish(pair.path, pair.names[0])
+    served = Served(index_paths([pair.path]))
+    name = pair.path.name
+    for question, request in (
+        ("TopImages", pb.TopImagesRequest(layer=LAYER, channel=0, k=5)),
+        ("TopPatches", pb.TopPatchesRequest(layer=LAYER, channel=0, k=3)),
+        ("SimilarImages", pb.SimilarImagesRequest(layer=LAYER, row=1, k=3)),
+    ):
+        answer, _ = QUESTIONS[question].bind(served.current, request)
+        assert answer().ByteSize() > 0
+        del answer
+    old = weakref.ref(served.current[name].generation)
+    settle()
+    try:
+        publish(pair.path, pair.names[1])
+        assert served.renew() == [name]
+        assert old() is None
+    finally:
+        gc.unfreeze()
 
 
 def wait_for(what: Callable[[], bool]) -> None:

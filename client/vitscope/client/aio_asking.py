@@ -134,7 +134,8 @@ def _in_daemon(work: Callable[[], _T]) -> asyncio.Future[_T]:
     future: Future[_T] = Future()
 
     def run() -> None:
-        future.set_running_or_notify_cancel()
+        if not future.set_running_or_notify_cancel():
+            return
         try:
             future.set_result(work())
         except BaseException as error:

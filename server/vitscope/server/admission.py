@@ -1,23 +1,26 @@
 """How many calls are in hand: the rest are refused at once instead of waiting without end.
 
 Calls of a class wait for its threads, so that bursts are borne. Where more are refused than taken
-it is no burst, and few may wait: the others would only wait longer for the same answers. A refused
-caller is told when to come again, as gRPC's retries understand it
-(https://github.com/grpc/proposal/blob/master/A6-client-retries.md, pushback).
+it is no burst, and none waits: it would only wait longer for the same answer. A class that is so
+crowded takes a call where a thread is free, and all of them together no more than there are cores:
+an answer takes about as long as it would alone. A refused caller is told when to come again, as
+gRPC's retries understand it (https://github.com/grpc/proposal/blob/master/A6-client-retries.md,
+pushback).
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
-from threading import Event
 from typing import Any, TypeVar, get_args
 
 from vitscope.server.calls import current, measured
@@ -33,6 +36,12 @@ _STREAMS = 8
 _LOOK = 1.0
 """Seconds over which refused calls are held against those that were taken."""
 
+_NICENESS = 5
+"""Of threads that answer, beside the loop's."""
+
+_REST = 0.05
+"""Seconds for which a stream that rests keeps others of a crowded class from its thread."""
+
 PUSHBACK_MS: Mapping[Cost, int] = {"light": 20, "scan": 500, "model": 1_000}
 """After how long a refused caller may come again: about as long as an answer takes."""
 
@@ -44,11 +53,6 @@ class Limits:
     threads: int
     in_hand: int
     """Calls that are being answered or wait for a thread."""
-
-    @property
-    def crowded(self) -> int:
-        """The same while most calls are refused: one waits for each thread, and not for long."""
-        return min(self.in_hand, 2 * self.threads)
 
     @property
     def streams(self) -> int:
@@ -87,22 +91,46 @@ def in_hand_from(text: str) -> dict[str, int]:
     return found
 
 
+class Crowd:
+    """What classes may have in hand together, of which each refuses most calls."""
+
+    def __init__(self, room: int) -> None:
+        self.gates: list[Gate] = []
+        self._room = room
+
+    def is_full(self) -> bool:
+        """Whether one more call would be too many."""
+        return sum(gate.busy() for gate in self.gates if gate.crowded) >= self._room
+
+
 class Gate:
     """The threads of one class and the calls in hand; used by the event loop's thread alone."""
 
-    def __init__(self, cost: Cost, limits: Limits, prepare: Callable[[], object]) -> None:
-        """`prepare` is called in every thread before its first work."""
+    def __init__(
+        self,
+        cost: Cost,
+        limits: Limits,
+        prepare: Callable[[], object],
+        crowd: Crowd | None = None,
+    ) -> None:
+        """`prepare` is called in every thread before its first work; `crowd` is all classes'."""
         self.cost = cost
         self.limits = limits
         self.in_hand = 0
         self.streams = 0
         """That are open."""
+        self.resting: dict[Stream, float] = {}
+        """Those between two of their parts, and since when."""
         self.refused = 0
+        self.crowded = False
+        """Whether most calls were refused lately."""
+        self._crowd = crowd or Crowd(limits.threads)
+        self._crowd.gates.append(self)
         self._due = self._lately_taken = self._lately_refused = 0.0
-        self._crowded = False
-        self._given_up: set[Event] = set()
+        self._given_up: set[threading.Event] = set()
         """Of the work in hand; set where nobody waits for it any more."""
-        self._executor = ThreadPoolExecutor(limits.threads, f"vitscope-{cost}", prepare)
+        begin = partial(_begin, prepare)
+        self._executor = ThreadPoolExecutor(limits.threads, f"vitscope-{cost}", begin)
 
     async def run(self, work: Callable[[], _T], *, again: bool = False) -> _T:
         """What `work` gives in a thread; it is told where its caller goes away meanwhile.
@@ -110,11 +138,10 @@ class Gate:
         Raises `OverloadedError` where as many calls are in hand as may be; `again` for the next
         part of a stream, which was let in before and is not refused.
         """
-        if not again and self._is_full():
-            raise self._too_many(
-                f"The server has {self.in_hand} calls of the class {self.cost!r} in hand"
-            )
-        gone = Event()
+        if not again:
+            self.check()
+            self._lately_taken += 1
+        gone = threading.Event()
         loop = asyncio.get_running_loop()
         if (call := current.get()) is not None:
             work = measured(call, work)
@@ -136,36 +163,53 @@ class Gate:
         self._leave(gone)
         return result
 
-    def _is_full(self) -> bool:
+    def check(self) -> None:
+        """Raise `OverloadedError` where one more call would be too many."""
+        if self.is_full():
+            raise self.one_too_many()
+
+    def is_full(self) -> bool:
         """Whether one more call would be too many."""
         now = time.monotonic()
         if now >= self._due:
             # Of the time just before, and not of some burst long ago.
             recent = now < self._due + _LOOK
-            self._crowded = recent and self._lately_refused > self._lately_taken
+            self.crowded = recent and self._lately_refused > self._lately_taken
             self._lately_taken = self._lately_refused = 0
             self._due = now + _LOOK
-        limits = self.limits
-        full = self.in_hand >= (limits.crowded if self._crowded else limits.in_hand)
-        self._lately_refused += full
-        self._lately_taken += not full
-        return full
+        if self.crowded:
+            return self.busy() >= self.limits.threads or self._crowd.is_full()
+        return self.in_hand >= self.limits.in_hand
+
+    def busy(self) -> int:
+        """Calls in hand, and streams whose next part is likely to be asked for at once."""
+        soon = time.monotonic() - _REST
+        return self.in_hand + sum(since > soon for since in self.resting.values())
+
+    def one_too_many(self) -> OverloadedError:
+        """What a call is told that was one too many."""
+        self._lately_refused += 1
+        return self._too_many(
+            f"The server has {self.in_hand} calls of the class {self.cost!r} in hand"
+        )
 
     @contextmanager
-    def stream(self) -> Iterator[None]:
+    def stream(self) -> Iterator[Stream]:
         """An open stream, from its first part to its last; raises `OverloadedError`.
 
         Between its parts it is not in hand, and there would be no end of them otherwise.
         """
+        stream = Stream(self)
         if self.streams >= self.limits.streams:
             raise self._too_many(
                 f"The server has {self.streams} streams of the class {self.cost!r} open"
             )
         self.streams += 1
         try:
-            yield
+            yield stream
         finally:
             self.streams -= 1
+            self.resting.pop(stream, None)
 
     def _too_many(self, what: str) -> OverloadedError:
         self.refused += 1
@@ -174,12 +218,12 @@ class Gate:
             PUSHBACK_MS[self.cost],
         )
 
-    def _left(self, loop: asyncio.AbstractEventLoop, gone: Event, _: Future[Any]) -> None:
+    def _left(self, loop: asyncio.AbstractEventLoop, gone: threading.Event, _: Future[Any]) -> None:
         # No loop any more at the end of the server.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(self._leave, gone)
 
-    def _leave(self, gone: Event) -> None:
+    def _leave(self, gone: threading.Event) -> None:
         self.in_hand -= 1
         self._given_up.discard(gone)
 
@@ -195,17 +239,49 @@ class Gate:
         self._executor.shutdown()
 
 
+class Stream:
+    """Work of one call that is done in parts, between which its caller reads."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._begun = False
+
+    async def run(self, work: Callable[[], _T]) -> _T:
+        """As `Gate.run`; of all parts the first alone is refused."""
+        self._gate.resting.pop(self, None)
+        result = await self._gate.run(work, again=self._begun)
+        self._begun = True
+        self._gate.resting[self] = time.monotonic()
+        return result
+
+
+def _begin(prepare: Callable[[], object]) -> None:
+    # Refusals are told by the loop, and wait for no answers.
+    with suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+    prepare()
+
+
 class Gates:
     """One for each class."""
 
-    def __init__(self, limits: Mapping[Cost, Limits], prepare: Callable[[], object]) -> None:
-        self._gates = {cost: Gate(cost, limits[cost], prepare) for cost in get_args(Cost)}
+    def __init__(
+        self, cores: int, in_hand: Mapping[str, int], prepare: Callable[[], object]
+    ) -> None:
+        """As `limits_of` and `Gate` take them; raises `StartError`."""
+        limits, crowd = limits_of(cores, in_hand), Crowd(cores)
+        self._gates = {cost: Gate(cost, limits[cost], prepare, crowd) for cost in get_args(Cost)}
 
     def __getitem__(self, cost: Cost) -> Gate:
         return self._gates[cost]
 
     def __iter__(self) -> Iterator[Gate]:
         return iter(self._gates.values())
+
+    def check(self, costs: Sequence[Cost]) -> None:
+        """Raise `OverloadedError` where a call would be too many, whichever of `costs` it has."""
+        if all(self[cost].is_full() for cost in costs):
+            raise self[costs[0]].one_too_many()
 
     def close(self) -> None:
         """Give up all work in hand, and wait for it to notice."""

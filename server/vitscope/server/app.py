@@ -18,7 +18,8 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from vitscope.server.admission import Gates, limits_of
+from vitscope.server.admission import Gates
+from vitscope.server.early import EarlyRefusals
 from vitscope.server.errors import StartError
 from vitscope.server.guard import Guard, GuardOptions
 from vitscope.server.listening import cannot_listen, free_address, host_and_port
@@ -26,7 +27,7 @@ from vitscope.server.liveoptions import LiveOptions
 from vitscope.server.log import LogOptions, call_log
 from vitscope.server.metrics import Metrics, prepare_metrics, serve_metrics
 from vitscope.server.queries.model import LiveModel
-from vitscope.server.served import Served, index_paths
+from vitscope.server.served import Served, index_paths, settle
 from vitscope.server.service import ActivationService
 from vitscope.server.status import StatusInterceptor
 from vitscope.server.tracing import Traces, wants_traces
@@ -42,8 +43,8 @@ HELD_BACK = frozenset((signal.SIGINT, signal.SIGHUP))
 _OPEN = 128
 """Calls of one connection that are open; more wait at the caller and take nothing here. What comes
 faster than it can be refused would be held without bound otherwise."""
-_SWITCH = 0.0005
-"""Seconds; Python's own 0.005 make 14 ms of a call under overload where this makes 11."""
+_SWITCH = 0.002
+"""Seconds; fewer change threads so often that answers take longer, more make refusals late."""
 _NOTICE = 0.25
 """Seconds from the news that the server ends to its taking no new call."""
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["ActivationService"].full_name
@@ -138,7 +139,7 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
     neighbours.prepare()
     # Requests share the cores: FAISS gets one thread for each of them.
     prepare = partial(neighbours.prepare, threads=1)
-    with closing(Gates(limits_of(settings.threads, settings.in_hand), prepare)) as gates:
+    with closing(Gates(settings.threads, settings.in_hand, prepare)) as gates:
         metrics = Metrics() if settings.metrics else None
         traces = Traces() if settings.otel else None
         log_call = call_log(settings.log)
@@ -146,7 +147,7 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
         told = (traces and traces.ended, metrics and metrics.ended, log_call)
         observers = [each for each in told if each]
         status = StatusInterceptor(observers, peers=bool(traces or log_call))
-        interceptors = [status, *guard.interceptors()]
+        interceptors = [status, *guard.interceptors(), EarlyRefusals(gates)]
         service: Any = ActivationService(served, gates)
         checks = await _health(paths)
 
@@ -168,6 +169,7 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
         guard.follow_signals()
         if multiprocessing.parent_process() is not None:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
+        settle()
         await server.start()
         ready(address)
         tasks = [asyncio.create_task(served.follow(settings.follow or float("inf")))]

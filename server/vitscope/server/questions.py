@@ -34,6 +34,13 @@ class Question:
     pair: bool = False
     """The answer takes a second generation, which the request calls `other`."""
 
+    @property
+    def costs(self) -> tuple[Cost, ...]:
+        """All that it may cost, by the request and the index."""
+        if self.live:
+            return "light", "model"
+        return ("light", "scan") if callable(self.cost) else (self.cost,)
+
     def bind(self, indexes: Mapping[str, Held], request: Any) -> tuple[Callable[[], Any], Cost]:
         """The answer to a request, to be called in a thread, and what it costs.
 

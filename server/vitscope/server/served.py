@@ -8,6 +8,7 @@ stays. The old one goes with the last call that reads it, and may be pruned then
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -82,7 +83,8 @@ class Served:
         while True:
             await asyncio.sleep(every)
             try:
-                await asyncio.wrap_future(_in_daemon(partial(self.renew, every)))
+                if await asyncio.wrap_future(_in_daemon(partial(self.renew, every))):
+                    settle()
             except Exception:
                 # Such as a thread that the system has no room for.
                 _log.exception("Looking for new generations failed; it goes on.")
@@ -142,6 +144,16 @@ class Served:
         return {name: Held(each, live.get(name)) for name, each in generations.items()}
 
 
+def settle() -> None:
+    """Have collections leave out what is here, which stays.
+
+    Most of it is code; to go over it takes 40 ms or more, in which no caller is told anything.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+
+
 def _in_daemon(work: Callable[[], _T]) -> Future[_T]:
     """What `work` gives in a thread that nobody waits for: a renewal may take long, and would keep
     the process from ending, as those of an executor do.
@@ -149,7 +161,8 @@ def _in_daemon(work: Callable[[], _T]) -> Future[_T]:
     future: Future[_T] = Future()
 
     def run() -> None:
-        future.set_running_or_notify_cancel()
+        if not future.set_running_or_notify_cancel():
+            return
         try:
             future.set_result(work())
         except BaseException as error:

@@ -48,12 +48,12 @@ class ActivationService:
         gate = self._gates[cost]
         # Each may take a forward, which nobody waits for any more where the caller went away.
         at_once = 1 if cost == "model" else _REPLIES_AT_ONCE
-        with gate.stream():
-            replies, some = await gate.run(partial(_begin, answer, at_once))
+        with gate.stream() as stream:
+            replies, some = await stream.run(partial(_begin, answer, at_once))
             while some:
                 for reply in some:
                     yield reply
-                some = await gate.run(partial(_some, replies, at_once), again=True)
+                some = await stream.run(partial(_some, replies, at_once))
 
     def _bound(self, question: Question, request: Any) -> tuple[Callable[[], Any], Cost]:
         indexes = self._served.current
