@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import oracle
 from pictures import BAD, write_pictures
 
@@ -13,10 +16,15 @@ from vitscope.indexer.model import Weights
 from vitscope.indexer.options import Options
 from vitscope.indexer.run import index
 from vitscope.store.generation import Generation, open_generation
+from vitscope.v1 import query_pb2 as pb
+from vitscope.v1.service_pb2_grpc import ActivationServiceStub
 
 PICTURES = 9
 KEPT, OTHER = "blocks.1.mlp", "blocks.0.mlp"
 """Layers with all activations and with a few maps only."""
+LAYERS = (OTHER, KEPT)
+SIDE = 10
+"""Patches along either side of the grid; one class token goes before them."""
 
 
 @dataclass(frozen=True)
@@ -91,3 +99,18 @@ def build_live(folder: Path) -> LiveIndex:
     )
     index(options)
     return live
+
+
+def map_of(activations: oracle.Floats, channel: int) -> npt.NDArray[np.float16]:
+    """The map (h, w) of a channel, from activations (T, C)."""
+    return activations[1:, channel].astype(np.float16).reshape(SIDE, SIDE)
+
+
+def values_of(maps: pb.PatchMaps) -> npt.NDArray[np.float16]:
+    """Maps (n, h, w) of a reply."""
+    return np.frombuffer(maps.values, "<f2").reshape(-1, maps.height, maps.width)
+
+
+def analyze(stub: ActivationServiceStub, data: bytes, **fields: Any) -> pb.AnalyzeImageResponse:
+    """What a server says about an own picture."""
+    return stub.AnalyzeImage(pb.AnalyzeImageRequest(picture=data, **fields), timeout=60)

@@ -1,8 +1,9 @@
-"""Stubs that talk to server processes: over the synthetic index, and over one with boxes."""
+"""Stubs that talk to server processes: over the synthetic index, one with boxes, a live model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import grpc
 import pytest
@@ -10,6 +11,9 @@ from server.questions import ROWS, boxes_of
 from synthetic import ServerProcess, Synthetic, build
 
 from vitscope.v1.service_pb2_grpc import ActivationServiceStub
+
+if TYPE_CHECKING:
+    from lives import LiveIndex
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +38,16 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
 def ask(truth: Synthetic, serve: Callable[..., ServerProcess]) -> ActivationServiceStub:
     channel = grpc.insecure_channel(serve(truth.path).address)
     return ActivationServiceStub(channel)
+
+
+@pytest.fixture(scope="session")
+def live_stub(live_server: str) -> Iterator[ActivationServiceStub]:
+    with grpc.insecure_channel(live_server) as channel:
+        yield ActivationServiceStub(channel)
+
+
+@pytest.fixture(scope="session")
+def blind_stub(live: LiveIndex, serve: Callable[..., ServerProcess]) -> ActivationServiceStub:
+    """Of a server with the model but without the pictures."""
+    server = serve(live.path, options=live.options[:3])
+    return ActivationServiceStub(grpc.insecure_channel(server.address))

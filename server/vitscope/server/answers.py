@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vitscope.server import convert
+from vitscope.server import replies, requests
 from vitscope.server.errors import NotKeptHereError
 from vitscope.server.queries import (
     analysis,
@@ -26,7 +26,7 @@ from vitscope.v1 import query_pb2 as pb
 
 def top_images(generation: Generation, request: pb.TopImagesRequest) -> pb.TopImagesResponse:
     """The images that a channel ranks first."""
-    question = convert.question_from(request)
+    question = requests.question_from(request)
     top = images.top_images(generation, request.layer, request.channel, question)
     return _top_images_to(generation, question.pooling, top, request.include_maps)
 
@@ -35,7 +35,7 @@ def top_images_of_channels(
     generation: Generation, request: pb.TopImagesOfChannelsRequest
 ) -> Iterator[pb.TopImagesResponse]:
     """The same for several channels, each as it is asked for."""
-    question = convert.question_from(request)
+    question = requests.question_from(request)
     found = images.top_images_of_channels(generation, request.layer, request.channels, question)
     return (
         _top_images_to(generation, question.pooling, top, request.include_maps) for top in found
@@ -49,16 +49,16 @@ def _top_images_to(
     if include_maps:
         rows = top.ranking.rows
         kept = maps.maps_of_ranked(generation, top.layer, top.channel, pooling, rows)
-    return convert.top_images_to(generation, pooling, top, kept)
+    return replies.top_images_to(generation, pooling, top, kept)
 
 
 def channel_statistics(
     generation: Generation, request: pb.GetChannelStatisticsRequest
 ) -> pb.GetChannelStatisticsResponse:
     """Statistics of channels."""
-    pooling = convert.pooling_from(request.pooling)
+    pooling = requests.pooling_from(request.pooling)
     found = channels.channel_statistics(generation, request.layer, pooling, request.channels)
-    return convert.statistics_to(generation, pooling, found)
+    return replies.statistics_to(generation, pooling, found)
 
 
 def top_patches(generation: Generation, request: pb.TopPatchesRequest) -> pb.TopPatchesResponse:
@@ -67,13 +67,13 @@ def top_patches(generation: Generation, request: pb.TopPatchesRequest) -> pb.Top
         generation,
         request.layer,
         request.channel,
-        convert.k_from(request),
-        convert.filter_from(request.filter),
+        requests.k_from(request),
+        requests.filter_from(request.filter),
     )
     return pb.TopPatchesResponse(
         generation=generation.name,
-        patches=convert.patches_to(generation, found),
-        grid=convert.grid_to(generation, found.layer),
+        patches=replies.patches_to(generation, found),
+        grid=replies.grid_to(generation, found.layer),
     )
 
 
@@ -85,12 +85,12 @@ def top_channels(
         generation,
         request.row,
         request.layers,
-        convert.where_from(request),
-        convert.k_from(request),
-        percentiles=convert.percentiles_from(request.measure),
+        requests.where_from(request),
+        requests.k_from(request),
+        percentiles=requests.percentiles_from(request.measure),
         live=live,
     )
-    return pb.TopChannelsResponse(generation=generation.name, channels=convert.channels_to(found))
+    return pb.TopChannelsResponse(generation=generation.name, channels=replies.channels_to(found))
 
 
 def similar_channels(
@@ -98,10 +98,10 @@ def similar_channels(
 ) -> pb.SimilarChannelsResponse:
     """The channels that go with a channel."""
     found = channels.similar_channels(
-        generation, request.layer, request.channel, convert.k_from(request), request.layers
+        generation, request.layer, request.channel, requests.k_from(request), request.layers
     )
     return pb.SimilarChannelsResponse(
-        generation=generation.name, channels=convert.channels_to(found)
+        generation=generation.name, channels=replies.channels_to(found)
     )
 
 
@@ -112,14 +112,14 @@ def box_scores(generation: Generation, request: pb.GetBoxScoresRequest) -> pb.Ge
         request.layer,
         request.channels,
         tuple(request.box_labels),
-        convert.filter_from(request.filter),
+        requests.filter_from(request.filter),
     )
     return pb.GetBoxScoresResponse(
         generation=generation.name,
         channels=found.channels,
         images=found.images.tolist(),
         inside_images=found.inside_images.tolist(),
-        scores=convert.box_scores_to(found.scores),
+        scores=replies.box_scores_to(found.scores),
     )
 
 
@@ -132,12 +132,12 @@ def top_images_by_box(
         request.layer,
         request.channel,
         tuple(request.box_labels),
-        convert.filter_from(request.filter),
-        convert.k_from(request),
-        convert.box_measure_from(request.measure),
-        lowest=convert.order_from(request.order) == "bottom",
+        requests.filter_from(request.filter),
+        requests.k_from(request),
+        requests.box_measure_from(request.measure),
+        lowest=requests.order_from(request.order) == "bottom",
     )
-    return convert.ranked_by_box_to(generation, found)
+    return replies.ranked_by_box_to(generation, found)
 
 
 def patch_maps(
@@ -146,10 +146,10 @@ def patch_maps(
     """Patch maps of chosen images and channels."""
     selectors = [maps.Selector(each.layer, each.channel, each.row) for each in request.maps]
     grids = [maps.Grid(each.layer, each.rows, each.channels) for each in request.grids]
-    small = convert.in_bytes_from(request.encoding)
+    small = requests.in_bytes_from(request.encoding)
     return (
         pb.GetPatchMapsResponse(
-            generation=generation.name, maps=convert.maps_to(generation, some, in_bytes=small)
+            generation=generation.name, maps=replies.maps_to(generation, some, in_bytes=small)
         )
         for some in maps.patch_maps(generation, selectors, grids, live)
     )
@@ -160,11 +160,11 @@ def similar_images(
 ) -> pb.SimilarImagesResponse:
     """The images nearest to an image."""
     near = images.similar_images(
-        generation, request.layer, request.row, convert.k_from(request), exact=request.exact
+        generation, request.layer, request.row, requests.k_from(request), exact=request.exact
     )
     return pb.SimilarImagesResponse(
         generation=generation.name,
-        images=convert.ranking_to(generation, near.ranking),
+        images=replies.ranking_to(generation, near.ranking),
         exact=near.exact,
         recall_at_10=near.recall,
     )
@@ -180,14 +180,14 @@ def similar_patches(
         request.layer,
         request.row,
         place,
-        convert.k_from(request),
+        requests.k_from(request),
         other_images=request.other_images,
         exact=request.exact,
     )
     return pb.SimilarPatchesResponse(
         generation=generation.name,
-        patches=convert.patches_to(generation, near.patches),
-        grid=convert.grid_to(generation, near.patches.layer),
+        patches=replies.patches_to(generation, near.patches),
+        grid=replies.grid_to(generation, near.patches.layer),
         exact=near.exact,
         recall_at_10=near.recall,
     )
@@ -197,11 +197,11 @@ def top_images_along(
     generation: Generation, request: pb.TopImagesAlongDirectionRequest
 ) -> pb.TopImagesAlongDirectionResponse:
     """The images that lie farthest along a direction."""
-    direction, question = convert.direction_from(request.direction), convert.along_from(request)
+    direction, question = requests.direction_from(request.direction), requests.along_from(request)
     along = directions.top_images_along(generation, request.layer, direction, question)
     return pb.TopImagesAlongDirectionResponse(
         generation=generation.name,
-        images=convert.ranking_to(generation, along.ranking),
+        images=replies.ranking_to(generation, along.ranking),
         candidates=along.candidates,
     )
 
@@ -225,9 +225,9 @@ def analyze_image(
         raise NotKeptHereError(
             "index: this server does not run the model of the index; start it with --live."
         )
-    asked = convert.analysis_from(request)
+    asked = requests.analysis_from(request)
     found = analysis.analyze(generation, live, request.picture, asked)
-    return convert.analysis_to(generation, found)
+    return replies.analysis_to(generation, found)
 
 
 def images_of(
@@ -236,16 +236,16 @@ def images_of(
     """Thumbnails and names of images."""
     pictures = not request.without_pictures
     rows = images.check_rows(generation, request.rows, pictures=pictures)
-    return convert.images_to(generation, rows, pictures=pictures)
+    return replies.images_to(generation, rows, pictures=pictures)
 
 
 def scores_of(
     generation: Generation, request: pb.GetScoresRequest
 ) -> Iterator[pb.GetScoresResponse]:
     """The scores of all images."""
-    pooling = convert.pooling_from(request.pooling)
+    pooling = requests.pooling_from(request.pooling)
     found = scores.scores(generation, request.layer, pooling, request.channels)
-    return (convert.scores_to(generation, pooling, block) for block in found)
+    return (replies.scores_to(generation, pooling, block) for block in found)
 
 
 def compare_channels(
@@ -256,13 +256,13 @@ def compare_channels(
         generation,
         other,
         request.layer,
-        convert.pooling_from(request.pooling),
-        convert.filter_from(request.filter),
-        convert.change_from(request.measure),
-        convert.k_from(request),
-        lowest=convert.order_from(request.order) == "bottom",
+        requests.pooling_from(request.pooling),
+        requests.filter_from(request.filter),
+        requests.change_from(request.measure),
+        requests.k_from(request),
+        lowest=requests.order_from(request.order) == "bottom",
     )
-    return convert.changed_channels_to(generation, other, found)
+    return replies.changed_channels_to(generation, other, found)
 
 
 def compare_images(
@@ -274,9 +274,9 @@ def compare_images(
         other,
         request.layer,
         request.channel,
-        convert.pooling_from(request.pooling),
-        convert.filter_from(request.filter),
-        convert.k_from(request),
-        lowest=convert.order_from(request.order) == "bottom",
+        requests.pooling_from(request.pooling),
+        requests.filter_from(request.filter),
+        requests.k_from(request),
+        lowest=requests.order_from(request.order) == "bottom",
     )
-    return convert.changed_images_to(generation, other, found)
+    return replies.changed_images_to(generation, other, found)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from vitscope.server import answers, convert
+from vitscope.server import answers, replies
 from vitscope.server.queries.checks import find_index
 from vitscope.server.served import Held
 from vitscope.v1 import index_pb2
@@ -101,7 +101,7 @@ def describe(indexes: Mapping[str, Held], request: pb.GetIndexRequest) -> pb.Get
 
 
 def _described(name: str, held: Held, *, layers: bool) -> index_pb2.Index:
-    return convert.index_to(name, held.generation, layers=layers, live=held.live is not None)
+    return replies.index_to(name, held.generation, layers=layers, live=held.live is not None)
 
 
 DESCRIPTIONS: Mapping[str, Callable[[Mapping[str, Held], Any], Any]] = {
