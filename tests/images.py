@@ -27,7 +27,7 @@ _PYTHON = Path(sys.base_prefix)
 _OF_THE_MACHINE = (
     _PYTHON,
     Path("/usr"),
-    *(each for each in Path("/opt").iterdir() if each.is_dir()),
+    *(each for each in Path("/").glob("opt/*") if each.is_dir()),
 )
 _KERNEL = ("/proc", "/dev", "/sys")
 _LINKS = ("bin", "sbin", "lib", "lib32", "lib64")

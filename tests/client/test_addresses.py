@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,6 +83,25 @@ def test_names_that_are_all_unknown_are_told(synthetic_server: str) -> None:
     one = r"^The host of nowhere\.invalid:1 is not known; check the address\.$"
     with Client("nowhere.invalid:1") as client, pytest.raises(UnavailableError, match=one):
         client.indexes()
+
+
+def test_an_address_that_is_given_twice_is_not_waited_for() -> None:
+    said: list[str] = []
+
+    def ask() -> None:
+        addresses = ["nowhere.invalid:1", "nowhere.invalid:1", "nowhere.invalid:2"]
+        with (
+            Client(addresses, timeout=1_000_000) as client,
+            pytest.raises(UnavailableError) as none,
+        ):
+            client.indexes()
+        said.append(str(none.value))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    [sentence] = said
+    assert sentence.count("nowhere.invalid:1") == 1
 
 
 def test_numbers_of_both_kinds_go_together(synthetic_server: str, listening: Listening) -> None:
@@ -210,20 +230,60 @@ except UsageError as error:
 """
 
 
-def test_a_name_service_that_is_silent_holds_up_nobody(tmp_path: Path) -> None:
-    """Neither the loop, nor who closes a client, nor the end of the process."""
+_LATE = """
+import asyncio
+from vitscope.client import AsyncClient, Client, DeadlineError
+
+async def ask():
+    async with AsyncClient(sys.argv[1:], timeout=0.2) as client:
+        for _ in range(2):
+            try:
+                await client.indexes()
+            except DeadlineError as error:
+                print(error)
+
+asyncio.run(ask())
+with Client(sys.argv[1:], timeout=0.2) as client:
+    try:
+        client.indexes()
+    except DeadlineError as error:
+        print(error)
+"""
+
+
+@contextmanager
+def under_a_silent_name_service(
+    folder: Path, code: str, addresses: Sequence[str]
+) -> Iterator[list[str]]:
+    """As `under`; checks that the name service was asked."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         try:
             silent.bind(("127.0.0.1", 53))
         except OSError as error:
             pytest.skip(f"no name service can be had here: {error}")
-        config = tmp_path / "resolv.conf"
+        config = folder / "resolv.conf"
         config.write_text("nameserver 127.0.0.1\noptions timeout:30 attempts:5\n")
-        addresses = ["one.example:1", "two.example:1"]
-        with under(config, "/etc/resolv.conf", _SILENT, addresses) as lines:
-            assert lines == [
-                "CancelledError The call to one.example:1, two.example:1 was cancelled before its "
-                "answer.",
-                "This client is closed; make another.",
-            ]
+        with under(config, "/etc/resolv.conf", code, addresses) as lines:
+            yield lines
         assert silent.recv(4096)
+
+
+def test_names_that_are_not_known_in_time_may_be_later(tmp_path: Path) -> None:
+    late = (
+        "The look-up of one.example:1, two.example:1 did not end in time; allow more with a longer "
+        "timeout."
+    )
+    addresses = ["one.example:1", "two.example:1"]
+    with under_a_silent_name_service(tmp_path, _LATE, addresses) as lines:
+        assert lines == [late] * 3
+
+
+def test_a_name_service_that_is_silent_holds_up_nobody(tmp_path: Path) -> None:
+    """Neither the loop, nor who closes a client, nor the end of the process."""
+    addresses = ["one.example:1", "two.example:1"]
+    with under_a_silent_name_service(tmp_path, _SILENT, addresses) as lines:
+        assert lines == [
+            "CancelledError The call to one.example:1, two.example:1 was cancelled before its "
+            "answer.",
+            "This client is closed; make another.",
+        ]

@@ -24,6 +24,7 @@ from vitscope.client import (
 )
 from vitscope.v1 import query_pb2 as pb
 
+PATIENCE = 60.0
 CLOSED = r"^This client is closed; make another\.$"
 ALL: dict[str, Callable[[Any], Any]] = QUESTIONS | {
     "analyze_image": lambda c: c.analyze_image(b"picture")
@@ -99,6 +100,13 @@ def waiting() -> Iterator[tuple[Waiting, str]]:
         service.go_on.set()
 
 
+async def reached(service: Waiting) -> None:
+    """Wait for its first call."""
+    async with asyncio.timeout(PATIENCE):
+        while not service.reached.is_set():
+            await asyncio.sleep(0.001)
+
+
 def test_a_call_that_is_under_way(waiting: tuple[Waiting, str]) -> None:
     service, address = waiting
     client, found = Client(address), []
@@ -108,11 +116,12 @@ def test_a_call_that_is_under_way(waiting: tuple[Waiting, str]) -> None:
             client.indexes()
         found.append(str(error.value))
 
-    thread = threading.Thread(target=ask)
+    thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    service.reached.wait()
+    assert service.reached.wait(PATIENCE)
     client.close()
-    thread.join()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
     assert found == [f"The call to {address} was cancelled before its answer."]
 
 
@@ -123,8 +132,7 @@ def test_an_asynchronous_call_that_is_under_way(waiting: tuple[Waiting, str]) ->
     async def ask() -> list[Any]:
         client = AsyncClient(address)
         calls = [asyncio.create_task(client.indexes()) for _ in range(2)]
-        while not service.reached.is_set():
-            await asyncio.sleep(0.001)
+        await reached(service)
         await client.close()
         return await asyncio.gather(*calls, return_exceptions=True)
 
@@ -139,8 +147,7 @@ def test_a_task_that_is_cancelled_stays_so(waiting: tuple[Waiting, str]) -> None
     async def ask() -> None:
         async with AsyncClient(address) as client:
             call = asyncio.create_task(client.indexes())
-            while not service.reached.is_set():
-                await asyncio.sleep(0.001)
+            await reached(service)
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -80,6 +81,23 @@ def test_replicas_of_which_none_serves_say_so() -> None:
         client.indexes()
 
 
+class Unaware(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+    """Has the health of nothing."""
+
+    def Check(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Say so."""
+        context.abort(grpc.StatusCode.NOT_FOUND, "")
+
+
+def test_a_server_that_does_not_tell_its_own_health() -> None:
+    def add(server: grpc.Server) -> None:
+        health_pb2_grpc.add_HealthServicer_to_server(Unaware(), server)
+
+    with running(add) as at:
+        assert f"The server at {at} does not tell its health;" in check(1, "--server", at)
+        assert "holds no index 'zoo'" in check(1, "--server", at, "zoo")
+
+
 def test_a_server_of_another_kind() -> None:
     with running() as at:
         assert "does not know this question" in check(1, "--server", at)
@@ -114,6 +132,7 @@ def test_over_tls_by_the_name_in_the_certificate(
         (("--tls-ca", __file__), "holds no certificate in PEM"),
         (("--tls-cert", __file__), "go together"),
         (("--timeout", "0"), "give a positive number"),
+        (("\udcff",), "is not text that UTF-8 can carry"),
     ],
 )
 def test_wrong_usage_is_told_from_a_server_that_is_down(

@@ -354,6 +354,22 @@ def test_arguments_that_cannot_be_meant(client: Client) -> None:
         client.top_channels(8, pooling="")
     with pytest.raises(UsageError, match="does not fit in 32 bits"):
         client.channel_statistics(WIDE, [2**40])
+    row: Any
+    channels: Any
+    for row in ("8", 8.0, None):
+        with pytest.raises(UsageError, match=rf"^row {row!r} is no whole number\.$"):
+            client.top_channels(row)
+    for channels in ("12", 12):
+        with pytest.raises(
+            UsageError, match=rf"^channels {channels!r} is no list of whole numbers"
+        ):
+            client.channel_statistics(WIDE, channels)
+    with pytest.raises(UsageError, match=r"^channel '1' is no whole number\.$"):
+        client.channel_statistics(WIDE, ["1"])  # type: ignore[list-item]
+    each: Any
+    for each in ((WIDE,), WIDE, (WIDE, 1, 2)):
+        with pytest.raises(UsageError, match=r"cannot be; write it as \(layer, channel\)\.$"):
+            client.analyze_image(b"picture", maps=[each])
 
 
 @pytest.mark.parametrize("text", ["x", "3-1", "1,,2", "", "1-99999999999"])

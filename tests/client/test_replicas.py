@@ -81,6 +81,7 @@ def test_a_replica_that_comes_back_is_asked_again(synthetic: Synthetic, serve: S
         assert client.index().name == "zoo"
         serve(synthetic.path, options=("--listen", first.address))
         second.process.kill()
+        second.process.wait()
         limit, name = time.monotonic() + PATIENCE, ""
         # It is dialled again after a pause.
         while not name:

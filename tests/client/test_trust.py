@@ -15,6 +15,8 @@ from pathlib import Path
 import grpc
 import pytest
 from certificates import FUTURE, PAST, Authority, Pair
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 from synthetic import ServerProcess, Synthetic
 
 from vitscope.client import AsyncClient, Client, Tls, UnavailableError, UsageError
@@ -22,6 +24,8 @@ from vitscope.client.cli import main
 
 Serve = Callable[..., ServerProcess]
 Captured = pytest.CaptureFixture[str]
+
+PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,21 @@ def torn(pem: bytes) -> bytes:
     return b"\n".join([lines[0], lines[1][:20], lines[-1]])
 
 
+def rsa_key(file: Path) -> Path:
+    """A key of another kind than those of `certificates`."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    file.write_bytes(key.private_bytes(pem, pkcs8, serialization.NoEncryption()))
+    return file
+
+
 def spoiled(folder: Path, files: Files) -> dict[str, tuple[Tls, str]]:
     """What a client does not begin with, and the sentence."""
     late, early = files.ours.issue("late", PAST), files.ours.issue("early", FUTURE)
     locked = files.ours.issue("locked", passphrase=b"secret")
     old, young = Authority(folder, "old", PAST), Authority(folder, "young", FUTURE)
     authority, caller = files.ours.file.read_bytes(), files.caller
+    other_kind = rsa_key(folder / "rsa.key")
     half = files.write("half.pem", torn(authority))
     second = files.write("second.pem", authority, torn(authority))
     torn_certificate = files.write("torn.crt", torn(caller.certificate.read_bytes()))
@@ -86,6 +99,10 @@ def spoiled(folder: Path, files: Files) -> dict[str, tuple[Tls, str]]:
         "key of another": (
             Tls(certificate=caller.certificate, key=files.stranger.key),
             f"{files.stranger.key} is not the key of {caller.certificate}; name the two that were",
+        ),
+        "key of another kind": (
+            Tls(certificate=caller.certificate, key=other_kind),
+            f"{other_kind} is not the key of {caller.certificate}; name the two that were made",
         ),
         "key with a passphrase": (
             Tls(certificate=locked.certificate, key=locked.key),
@@ -150,12 +167,23 @@ def test_files_may_come_through_a_pipe(mutual_server: str, files: Files, tmp_pat
     """As `<(command)` of a shell gives them: to be read once."""
     pipe = tmp_path / "key"
     os.mkfifo(pipe)
-    writer = threading.Thread(target=lambda: pipe.write_bytes(files.caller.key.read_bytes()))
-    writer.start()
-    tls = Tls(roots=files.ours.file, certificate=files.caller.certificate, key=pipe)
-    with Client(mutual_server, tls=tls) as client:
-        assert client.index().name == "zoo"
-    writer.join()
+    tls, found = Tls(roots=files.ours.file, certificate=files.caller.certificate, key=pipe), []
+
+    def write() -> None:
+        pipe.write_bytes(files.caller.key.read_bytes())
+
+    def ask() -> None:
+        with Client(mutual_server, tls=tls) as client:
+            found.append(client.index().name)
+
+    # Who reads it twice waits for another writer.
+    threads = [threading.Thread(target=each, daemon=True) for each in (write, ask)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    assert found == ["zoo"]
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -153,6 +154,7 @@ def test_process_1_ends_at_a_signal_that_comes_while_it_starts(
             writer = os.open(config / "serve.toml", os.O_WRONLY | os.O_NONBLOCK)
             break
         assert container.runs
+        time.sleep(0.01)
     assert container.stop() == 143
     os.close(writer)
 

@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from server.refusals import check_sentence
 from synthetic import ServerProcess, Synthetic, build, run_vitscope
 
-from vitscope.server.admission import PUSHBACK_MS, Crowd, Gate, Gates, Limits
+from vitscope.server.admission import PUSHBACK_MS, Clock, Crowd, Gate, Gates, Limits
 from vitscope.server.errors import OverloadedError
 from vitscope.server.going import CallerGoneError, check_caller
 from vitscope.server.served import Served, index_paths
@@ -31,8 +31,20 @@ Serve = Callable[..., ServerProcess]
 PATIENCE = 60.0
 
 
-def gate(threads: int, in_hand: int) -> Gate:
-    return Gate("scan", Limits(threads, in_hand), lambda: None)
+class Hand:
+    """A clock's, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def gate(
+    threads: int, in_hand: int, crowd: Crowd | None = None, clock: Clock = time.monotonic
+) -> Gate:
+    return Gate("scan", Limits(threads, in_hand), lambda: None, crowd, clock)
 
 
 def wait(until: Event) -> str:
@@ -105,22 +117,23 @@ def test_as_many_are_in_hand_as_may_be_and_no_more() -> None:
 
 def test_none_waits_while_most_are_refused() -> None:
     async def run() -> None:
-        one = gate(2, 50)
+        hand = Hand()
+        one = gate(2, 50, clock=hand)
         asking = Asking(one)
         # A burst has room, and a few too many change nothing.
         assert await asking.taken() == 50
-        await asyncio.sleep(1.0)
+        hand.now += 1
         await asking.answered()
         assert await asking.taken() == 50
         for _ in range(60):
             assert not await asking.once()
-        await asyncio.sleep(1.0)
+        hand.now += 1
         assert not await asking.once()
         await asking.answered()
         assert await asking.taken() == 2
         await asking.answered()
         # Nobody came for a while.
-        await asyncio.sleep(2.1)
+        hand.now += 2.1
         assert await asking.taken() == 50
         await asking.answered()
         one.close()
@@ -130,19 +143,20 @@ def test_none_waits_while_most_are_refused() -> None:
 
 def test_crowded_classes_share_the_cores() -> None:
     async def run() -> None:
-        crowd = Crowd(3)
-        first, second, calm = (
-            Asking(Gate("scan", Limits(2, 4), lambda: None, crowd)) for _ in range(3)
-        )
+        hand, crowd = Hand(), Crowd(3)
+        first, second, calm = (Asking(gate(2, 4, crowd, hand)) for _ in range(3))
         for each in (first, second):
             assert await each.taken() == 4
             for _ in range(6):
                 assert not await each.once()
-        await asyncio.sleep(1.0)
+        hand.now += 1
         for each in (first, second):
             assert not await each.once()
             await each.answered()
         assert (await first.taken(), await second.taken()) == (2, 1)
+        # Room for the other once more; its own threads are busy.
+        await second.answered()
+        assert (await second.taken(), await first.taken()) == (1, 2)
         # One that refuses nobody goes on as ever.
         assert await calm.taken() == 4
         for each in (first, second, calm):
@@ -152,13 +166,70 @@ def test_crowded_classes_share_the_cores() -> None:
     asyncio.run(run())
 
 
+def test_a_crowded_class_gets_a_call_a_second_whatever_others_do() -> None:
+    async def run() -> None:
+        hand, crowd = Hand(), Crowd(1)
+        greedy, shy = (Asking(gate(2, 4, crowd, hand)) for _ in range(2))
+        for each in (greedy, shy):
+            assert await each.taken() == 4
+            for _ in range(6):
+                assert not await each.once()
+        hand.now += 1
+        for each in (greedy, shy):
+            assert not await each.once()
+            await each.answered()
+        over = Event()
+        # Next parts of streams are never refused, and wait for their threads.
+        parts = [asyncio.create_task(greedy.gate.run(partial(wait, over), again=True))]
+        await settled(lambda: greedy.gate.in_hand == 1)
+        for _ in range(3):
+            assert await shy.taken() == 1
+            await shy.answered()
+            assert not await shy.once()
+            hand.now += 1
+        over.set()
+        await asyncio.gather(*parts)
+        for each in (greedy, shy):
+            each.gate.close()
+
+    asyncio.run(run())
+
+
+def test_parts_that_wait_take_no_cores_from_others() -> None:
+    async def run() -> None:
+        hand, crowd, over = Hand(), Crowd(3), Event()
+        streams, others = (Asking(gate(1, 4, crowd, hand)) for _ in range(2))
+        for each in (streams, others):
+            assert await each.taken() == 4
+            for _ in range(6):
+                assert not await each.once()
+        hand.now += 1
+        for each in (streams, others):
+            assert not await each.once()
+            await each.answered()
+        parts = [
+            asyncio.create_task(streams.gate.run(partial(wait, over), again=True)) for _ in range(4)
+        ]
+        await settled(lambda: streams.gate.in_hand == 4)
+        for _ in range(3):
+            assert await others.taken() == 1
+            await others.answered()
+        over.set()
+        await asyncio.gather(*parts)
+        for each in (streams, others):
+            each.gate.close()
+
+    asyncio.run(run())
+
+
 def test_a_stream_keeps_its_thread_for_a_moment_where_its_class_is_crowded() -> None:
     async def run() -> None:
-        asking = Asking(gate(1, 4))
+        hand = Hand()
+        asking = Asking(gate(1, 4, clock=hand))
         assert await asking.taken() == 4
         for _ in range(6):
             assert not await asking.once()
-        await asyncio.sleep(1.0)
+        hand.now += 1
         assert not await asking.once()
         await asking.answered()
         with asking.gate.stream() as stream:
@@ -167,7 +238,7 @@ def test_a_stream_keeps_its_thread_for_a_moment_where_its_class_is_crowded() -> 
             # Its next part is let in all the same.
             assert await stream.run(lambda: 2) == 2
             # Its caller reads on and on.
-            await asyncio.sleep(0.1)
+            hand.now += 0.1
             assert await asking.once()
             await asking.answered()
             assert await stream.run(lambda: 3) == 3
@@ -206,10 +277,12 @@ def test_a_call_that_was_given_up_is_in_hand_until_its_thread_notices() -> None:
         for task in (busy, waiting):
             task.cancel()
         await asyncio.wait([busy, waiting])
-        # The one that never began makes room at once, the other when it asks for its caller.
-        await settled(lambda: one.in_hand == 1)
+        # Nor does the one that never began leave before a thread has come to it.
+        assert one.in_hand == 2
+        begun.clear()
         hold.set()
         await settled(lambda: one.in_hand == 0)
+        assert not begun.is_set()
         one.close()
 
     asyncio.run(run())

@@ -36,7 +36,8 @@ WAVE = 300
 """Calls that are made at once, on connections that end with them."""
 CONNECTIONS = 6
 SETTLED = 5.0
-"""Seconds after the last call within which all is as it was."""
+"""Seconds after the first storm, when all is as it will be; and after the last one, on a machine
+that does nothing else."""
 SLACK = 16 << 20
 """Bytes that an allocator may keep of what a storm took."""
 PATIENCE = 60.0
@@ -162,7 +163,7 @@ def settle(pid: int, metrics: str, baseline: Usage) -> float:
             and now.resident <= baseline.resident + SLACK
         ):
             return taken
-        assert taken < SETTLED, f"{busy:.0f} in hand, {now} after {baseline}"
+        assert taken < PATIENCE, f"{busy:.0f} in hand, {now} after {baseline}"
         time.sleep(0.05)
 
 

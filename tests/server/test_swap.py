@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import os
@@ -24,8 +25,10 @@ import pytest
 from server.refusals import check_start_error
 from synthetic import ServerProcess, Synthetic, build
 
+from vitscope.server.errors import InvalidArgumentError
 from vitscope.server.questions import QUESTIONS
 from vitscope.server.served import Served, index_paths, settle
+from vitscope.server.status import StatusInterceptor
 from vitscope.store.generation import open_generation
 from vitscope.store.prune import prune
 from vitscope.v1 import query_pb2 as pb
@@ -100,6 +103,47 @@ def test_an_old_generation_is_gone_without_a_collection(pair: Pair) -> None:
         publish(pair.path, pair.names[1])
         assert served.renew() == [name]
         assert old() is None
+    finally:
+        gc.unfreeze()
+
+
+class Thing:
+    """That an answer refers to."""
+
+
+def test_a_call_that_fails_keeps_nothing() -> None:
+    """Not even if what there was when it was under way is left out of collections."""
+    things = [Thing()]
+    seen = weakref.ref(things[0])
+
+    async def run() -> None:
+        begun, go_on = asyncio.Event(), asyncio.Event()
+
+        async def fail(request: bytes, context: Any) -> bytes:
+            thing = things.pop()
+            begun.set()
+            await go_on.wait()
+            raise InvalidArgumentError(f"{thing} cannot be.")
+
+        server = grpc.aio.server(interceptors=[StatusInterceptor()])
+        method = grpc.unary_unary_rpc_method_handler(fail, bytes, bytes)
+        server.add_generic_rpc_handlers(
+            [grpc.method_handlers_generic_handler("some.Service", {"Fail": method})]
+        )
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            ask: Any = channel.unary_unary("/some.Service/Fail")
+            call = ask(b"", timeout=PATIENCE)
+            await begun.wait()
+            settle()
+            go_on.set()
+            assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+        await server.stop(None)
+
+    try:
+        asyncio.run(run())
+        assert seen() is None
     finally:
         gc.unfreeze()
 

@@ -193,6 +193,18 @@ def test_a_collector_that_is_not_there_holds_up_nothing(synthetic: Synthetic, se
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
+def test_variables_that_cannot_be_keep_a_server_from_starting(
+    synthetic: Synthetic, monkeypatch: pytest.MonkeyPatch, workers: str
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "ten")
+    options = ("--listen", "127.0.0.1:0", "--otel", "--workers", workers)
+    done = run_vitscope("serve", synthetic.path, *options)
+    assert (done.returncode, done.stdout) == (6, "")
+    assert "OpenTelemetry does not take one of its OTEL_ variables" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
 def test_no_otel_is_stronger_than_variables(
     synthetic: Synthetic, serve: Serve, otlp: Collector, workers: str
 ) -> None:

@@ -155,6 +155,9 @@ def test_version_1_knew_only_patches_that_cover_the_input_evenly() -> None:
         broken["layers"][0]["tokens"][field] = value
         with pytest.raises(DamagedIndexError):
             Manifest.from_json(json.dumps(broken).encode())
+    body["model"]["input_size"] = [30]
+    with pytest.raises(DamagedIndexError):
+        Manifest.from_json(json.dumps(body).encode())
 
 
 def test_versions_before_3_had_no_search_among_patches() -> None:

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Sequence
 from queue import Empty, SimpleQueue
 from threading import Thread
 
-from vitscope.client.errors import UnavailableError, UsageError
+from vitscope.client.errors import DeadlineError, UnavailableError, UsageError
 
 _ADDRESS = re.compile(
     r"(?P<host>\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]|[^\s:/,\[\]]+):(?P<port>[0-9]{1,5})",
 )
 _PATIENCE = 5.0
-"""Seconds for which other names are waited for once one is known."""
+"""Seconds from the first look-up on, for which others are waited for where one name is known."""
 
 
 def checked_address(address: str) -> str:
@@ -59,8 +59,11 @@ def target(addresses: Sequence[str], timeout: float) -> str:
     all it stands for, and twice where a server answers by both kinds.
 
     Names are looked up side by side, for `timeout` seconds at most, in threads that hold up no
-    process that ends. Raises `UnavailableError` where none is known.
+    process that ends. Raises `UnavailableError` where none is known, and `DeadlineError` where
+    that is not sure by then.
     """
+    # The answers are counted by address.
+    addresses = list(dict.fromkeys(addresses))
     answers: SimpleQueue[tuple[str, list[str]]] = SimpleQueue()
     for address in addresses:
         Thread(target=_look_up, args=(address, answers), daemon=True).start()
@@ -74,6 +77,12 @@ def target(addresses: Sequence[str], timeout: float) -> str:
             break
         found[address] = numbers
     numbers = [number for address in addresses for number in found.get(address, [])]
+    waiting = [address for address in addresses if address not in found]
+    if not numbers and waiting:
+        raise DeadlineError(
+            f"The look-up of {', '.join(waiting)} did not end in time; allow more with a longer "
+            "timeout."
+        )
     if not numbers:
         raise UnavailableError(
             f"None of the hosts of {', '.join(addresses)} is known; check the addresses."

@@ -16,7 +16,13 @@ from google.protobuf.message import Message
 
 from vitscope.client.asking import Begun, another, closed
 from vitscope.client.connection import Connection, with_request_id
-from vitscope.client.errors import UnavailableError, UsageError, from_status, rpc_errors
+from vitscope.client.errors import (
+    DeadlineError,
+    UnavailableError,
+    UsageError,
+    from_status,
+    rpc_errors,
+)
 from vitscope.v1.service_pb2_grpc import ActivationServiceStub
 
 if TYPE_CHECKING:
@@ -63,7 +69,7 @@ class AsyncAsking(Begun):
         try:
             # One of those who wait may be given up.
             return await asyncio.shield(looking)
-        except UnavailableError:
+        except (DeadlineError, UnavailableError):
             if self._looking is looking:
                 self._looking = None
             raise

@@ -102,7 +102,7 @@ class Remote:
 
     @property
     def stub(self) -> ActivationServiceStub:
-        """Raises `UnavailableError` where no name is known."""
+        """Raises `UnavailableError` or `DeadlineError` where no name is known."""
         if self._stub is None:
             # Not under the lock, since names may take long: nobody who closes waits for them.
             target = self._connection.target()

@@ -31,7 +31,8 @@ class Client(ChannelQuestions):
             print(image.row, image.label, image.score)
 
     `address` is HOST:PORT, or several of replicas, which take calls in turn as long as they are
-    healthy. `timeout` is the longest any one call may take, in seconds, with all its `retries`.
+    healthy. `timeout` is the longest any one call may take, in seconds, with all its `retries`;
+    before the first one to several addresses their names are looked up, for as long at most.
     `tls` says how the server is trusted, `token` who asks. Nothing is sent before the first
     question. Every method raises a `VitscopeError`: `UnavailableError` where nothing answers,
     `DeadlineError` after `timeout`, `OverloadedError` where a server has no room,
@@ -138,7 +139,8 @@ class Client(ChannelQuestions):
 
         heat = client.patch_map("blocks.5.mlp", 7, row=12).values  # (H, W)
 
-        Raises `NotKeptError` for a map that the index did not keep.
+        Raises `NotKeptError` for a map that the index did not keep, where the server has no live
+        model.
         """
         [maps] = self.patch_maps([(layer, channel, row)], index=index)
         return convert_maps.one_map(maps)

@@ -181,6 +181,8 @@ _CUT = ("Socket closed", "onnection reset", "roken pipe")
 # As gRPC 1.85 says it, and 1.76.
 _OTHER_NAME = ("Hostname Verification", "is not in peer certificate")
 _UNKNOWN_NAME = ("errors resolving", "DNS resolution failed")
+# Of both ends; the one that received it stands before, where gRPC says so.
+_TOO_LARGE, _RECEIVED_HERE = "larger than max", "CLIENT:"
 
 
 def _unavailable(server: Server, details: str) -> str:
@@ -246,11 +248,22 @@ def from_status(
     details = _sentence(details) or f"Status {code.name} came without a reason."
     sentence = _SENTENCES.get(kind)
     text = sentence(server, details) if sentence else details
+    # Not what a server without room says: it will not do later either.
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in details:
+        kind, text = _too_large(server, details)
     if kind is ServerError and request_id and request_id not in text:
         text = f"{text[:-1]} (request_id {request_id}){text[-1]}"
     error = kind(text)
     error.request_id = request_id
     return error
+
+
+def _too_large(server: Server, details: str) -> tuple[type[VitscopeError], str]:
+    """Whether the request or the reply was, and the sentence."""
+    mend = "ask for fewer rows or channels at a time."
+    if _RECEIVED_HERE in details:
+        return ServerError, f"The reply of {server.each} is larger than this client takes; {mend}"
+    return InvalidRequestError, f"The request is larger than a server takes (4 MiB); {mend}"
 
 
 def request_id_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | None:

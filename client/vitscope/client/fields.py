@@ -137,6 +137,8 @@ def as_channels(channels: Iterable[SupportsIndex] | None) -> list[int]:
     """None at all for all channels of the layer."""
     if channels is None:
         return []
+    if isinstance(channels, str) or not isinstance(channels, Iterable):
+        raise UsageError(f"channels {channels!r} is no list of whole numbers; write [7, 9].")
     found = [as_whole("channel", channel, bits=32) for channel in channels]
     if not found:
         raise UsageError("channels is empty; name at least one, or leave it out for all.")
@@ -145,7 +147,10 @@ def as_channels(channels: Iterable[SupportsIndex] | None) -> list[int]:
 
 def as_whole(name: str, value: SupportsIndex, *, bits: int) -> int:
     """`value` as an int that its field on the wire can carry; what it means is the server's."""
-    number = operator.index(value)
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise UsageError(f"{name} {value!r} is no whole number.") from None
     limit = 1 << (bits - 1)
     if not -limit <= number < limit:
         raise UsageError(f"{name} {number} is out of range: it does not fit in {bits} bits.")

@@ -384,7 +384,7 @@ def analyze_image_request(
             query_pb2.ChannelSelector(
                 layer=as_text("layer", layer), channel=as_whole("channel", channel, bits=32)
             )
-            for layer, channel in maps
+            for layer, channel in (as_parts("A map", each, "layer, channel") for each in maps)
         ],
         include_maps=include_maps,
     )

@@ -16,6 +16,8 @@ _FLIGHTS = 5
 """More than a handshake has."""
 # Of X509_V_ERR: what OpenSSL calls the two ends of a certificate's time.
 _NOT_YET_VALID, _EXPIRED = 9, 10
+# What it says of a key that is not the certificate's; the last two of one of another kind.
+_OTHER_KEY = ("key values mismatch", "key type mismatch", "no certificate assigned")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +116,7 @@ def _check_pair(certificate: str | os.PathLike[str], key: str | os.PathLike[str]
         server.load_verify_locations(certificate)
     except OSError as error:
         reason = _reason(error) if isinstance(error, ssl.SSLError) else error.strerror
-        if reason == "key values mismatch":
+        if reason in _OTHER_KEY:
             raise UsageError(
                 f"{key} is not the key of {certificate}; name the two that were made together."
             ) from None

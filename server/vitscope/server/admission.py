@@ -3,9 +3,9 @@
 Calls of a class wait for its threads, so that bursts are borne. Where more are refused than taken
 it is no burst, and none waits: it would only wait longer for the same answer. A class that is so
 crowded takes a call where a thread is free, and all of them together no more than there are cores:
-an answer takes about as long as it would alone. A refused caller is told when to come again, as
-gRPC's retries understand it (https://github.com/grpc/proposal/blob/master/A6-client-retries.md,
-pushback).
+an answer takes about as long as it would alone. Each gets one a second, whatever the others do. A
+refused caller is told when to come again, as gRPC's retries understand it
+(https://github.com/grpc/proposal/blob/master/A6-client-retries.md, pushback).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,8 @@ from vitscope.server.going import run_for
 from vitscope.server.questions import Cost
 
 _T = TypeVar("_T")
+Clock = Callable[[], float]
+"""Seconds that never go back."""
 
 _STREAMS = 8
 """Open streams for each call that may be in hand: most wait for their callers to read."""
@@ -100,7 +103,8 @@ class Crowd:
 
     def is_full(self) -> bool:
         """Whether one more call would be too many."""
-        return sum(gate.busy() for gate in self.gates if gate.crowded) >= self._room
+        busy = (min(gate.busy(), gate.limits.threads) for gate in self.gates if gate.crowded)
+        return sum(busy) >= self._room
 
 
 class Gate:
@@ -112,6 +116,7 @@ class Gate:
         limits: Limits,
         prepare: Callable[[], object],
         crowd: Crowd | None = None,
+        clock: Clock = time.monotonic,
     ) -> None:
         """`prepare` is called in every thread before its first work; `crowd` is all classes'."""
         self.cost = cost
@@ -124,6 +129,7 @@ class Gate:
         self.refused = 0
         self.crowded = False
         """Whether most calls were refused lately."""
+        self._clock = clock
         self._crowd = crowd or Crowd(limits.threads)
         self._crowd.gates.append(self)
         self._due = self._lately_taken = self._lately_refused = 0.0
@@ -151,7 +157,8 @@ class Gate:
         self.in_hand += 1
         self._given_up.add(gone)
         try:
-            result = await asyncio.wrap_future(running)
+            # Shielded: what was given up before it began stays in the queue, and in hand.
+            result = await asyncio.shield(asyncio.wrap_future(running))
         except asyncio.CancelledError:
             # The thread is at it until the work asks for its caller.
             gone.set()
@@ -170,7 +177,7 @@ class Gate:
 
     def is_full(self) -> bool:
         """Whether one more call would be too many."""
-        now = time.monotonic()
+        now = self._clock()
         if now >= self._due:
             # Of the time just before, and not of some burst long ago.
             recent = now < self._due + _LOOK
@@ -178,12 +185,13 @@ class Gate:
             self._lately_taken = self._lately_refused = 0
             self._due = now + _LOOK
         if self.crowded:
-            return self.busy() >= self.limits.threads or self._crowd.is_full()
+            others = self._lately_taken > 0 and self._crowd.is_full()
+            return others or self.busy() >= self.limits.threads
         return self.in_hand >= self.limits.in_hand
 
     def busy(self) -> int:
         """Calls in hand, and streams whose next part is likely to be asked for at once."""
-        soon = time.monotonic() - _REST
+        soon = self._clock() - _REST
         return self.in_hand + sum(since > soon for since in self.resting.values())
 
     def one_too_many(self) -> OverloadedError:
@@ -210,6 +218,10 @@ class Gate:
         finally:
             self.streams -= 1
             self.resting.pop(stream, None)
+
+    def rests(self, stream: Stream) -> None:
+        """The caller of an open stream reads what it got."""
+        self.resting[stream] = self._clock()
 
     def _too_many(self, what: str) -> OverloadedError:
         self.refused += 1
@@ -251,14 +263,16 @@ class Stream:
         self._gate.resting.pop(self, None)
         result = await self._gate.run(work, again=self._begun)
         self._begun = True
-        self._gate.resting[self] = time.monotonic()
+        self._gate.rests(self)
         return result
 
 
 def _begin(prepare: Callable[[], object]) -> None:
-    # Refusals are told by the loop, and wait for no answers.
-    with suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+    # Refusals are told by the loop, and wait for no answers. Of a thread on Linux alone.
+    if sys.platform == "linux":
+        with suppress(OSError):
+            nice = os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS
+            os.setpriority(os.PRIO_PROCESS, 0, min(19, nice))
     prepare()
 
 

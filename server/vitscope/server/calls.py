@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import random
 import re
-import secrets
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -70,7 +70,9 @@ def call_from(method: str, metadata: Iterable[tuple[str, str | bytes]]) -> Call:
     sane = len(given) == 1 and isinstance(given[0], str) and _SANE.fullmatch(given[0])
     service, _, name = method.rpartition("/")
     known = name in _METHODS and service == f"/{_SERVICE.full_name}"
-    return Call(sane[0] if sane else secrets.token_hex(8), name if known else OTHER, metadata)
+    return Call(
+        sane[0] if sane else f"{random.getrandbits(64):016x}", name if known else OTHER, metadata
+    )
 
 
 def measured(call: Call, work: Callable[[], _T]) -> Callable[[], _T]:

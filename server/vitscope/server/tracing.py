@@ -42,31 +42,32 @@ def wants_traces(asked: bool | None) -> bool:
     Raises `StartError` where it was asked for and cannot be; variables alone, which may be meant
     for others, are then followed by a warning.
     """
-    if asked is False or not (asked or _variable("ENDPOINT")):
+    if asked is False or not (asked or _variable("ENDPOINT")[1]):
         return False
     why = _why_not()
     if why and asked:
         raise StartError(f"--otel {why}")
     if why:
-        _log.warning("No spans are sent: OTEL_EXPORTER_OTLP_ENDPOINT %s", why)
+        _log.warning("No spans are sent: %s %s", _variable("ENDPOINT")[0], why)
     return not why
 
 
-def _variable(name: str) -> str:
-    return (
-        os.environ.get(f"OTEL_EXPORTER_OTLP_TRACES_{name}")
-        or os.environ.get(f"OTEL_EXPORTER_OTLP_{name}")
-        or ""
-    )
+def _variable(name: str) -> tuple[str, str]:
+    """The variable that holds for spans, and its value; empty where none is set."""
+    usual = f"OTEL_EXPORTER_OTLP_{name}"
+    for variable in (f"OTEL_EXPORTER_OTLP_TRACES_{name}", usual):
+        if value := os.environ.get(variable):
+            return variable, value
+    return usual, ""
 
 
 def _why_not() -> str:
     """The rest of a sentence; empty where nothing is in the way."""
-    protocol = _variable("PROTOCOL")
+    variable, protocol = _variable("PROTOCOL")
     if protocol not in ("", "grpc"):
         return (
-            f"sends OTLP over gRPC, and OTEL_EXPORTER_OTLP_PROTOCOL is {protocol!r}; set it to "
-            "grpc, with the collector's port for that."
+            f"sends OTLP over gRPC, and {variable} is {protocol!r}; set it to grpc, with the "
+            "collector's port for that."
         )
     for name in ("opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.grpc"):
         try:
@@ -85,6 +86,7 @@ class Traces:
     """Of this process."""
 
     def __init__(self) -> None:
+        """Raises `StartError` where a variable of OpenTelemetry is not as it has to be."""
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import SERVICE_NAME, Resource
         from opentelemetry.sdk.trace import TracerProvider
@@ -96,7 +98,14 @@ class Traces:
             resource = resource.merge(Resource({SERVICE_NAME: "vitscope"}))
         # At the exit of a process an exporter would wait for its collector.
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        try:
+            self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        except Exception as error:
+            # Each of its parts reads variables, and raises what it likes.
+            raise StartError(
+                f"OpenTelemetry does not take one of its OTEL_ variables ({error}); correct it, "
+                "or give --no-otel."
+            ) from None
         self._tracer = self._provider.get_tracer("vitscope.server", release)
         self.address = ""
         """HOST:PORT of the server."""

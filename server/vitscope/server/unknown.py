@@ -62,6 +62,7 @@ async def _refuse(call: Any, interceptors: Interceptors) -> None:
         handler = await find(_Details("/", context.invocation_metadata()))
         # Of the outermost: it refuses what has no handler, and what others refuse.
         await handler.stream_stream(None, context)
+        await context.abort(context.code(), context.details(), context.trailing_metadata())
 
 
 async def _no_handler(_: object) -> None:

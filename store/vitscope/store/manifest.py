@@ -176,11 +176,13 @@ class Manifest:
             ValueError,
             ArithmeticError,
             TypeError,
-            KeyError,
+            LookupError,
             AttributeError,
             RecursionError,
         ) as error:
-            raise DamagedIndexError("The manifest is not readable as one.") from error
+            # Of parts that do not go together; what Python says of the rest helps nobody.
+            why = f": {error}" if type(error) is ValueError else ""
+            raise DamagedIndexError(f"The manifest is not readable as one{why}.") from error
 
 
 def _manifest(body: dict[str, Any], version: int) -> Manifest:

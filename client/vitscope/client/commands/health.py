@@ -4,9 +4,10 @@ import argparse
 
 from google.protobuf import wrappers_pb2
 
+from vitscope.client import fields
 from vitscope.client.commands import _common
 from vitscope.client.connection import Connection
-from vitscope.client.errors import NotFoundError, UsageError, VitscopeError, rpc_errors
+from vitscope.client.errors import NotFoundError, VitscopeError, rpc_errors
 from vitscope.v1 import service_pb2
 
 _METHOD = "/grpc.health.v1.Health/Check"
@@ -40,11 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    index = fields.as_text("index", args.index)
     tls = _common.tls_from(args)
     addresses = _common.addresses_from(args)
     for address in addresses:
-        check(Connection(address, args.timeout, tls, words=_common.FLAGS), args.index)
-    print(f"{', '.join(addresses)} serves{f' {args.index}' if args.index else ''}.")
+        check(Connection(address, args.timeout, tls, words=_common.FLAGS), index)
+    print(f"{', '.join(addresses)} serves{f' {index}' if index else ''}.")
     return 0
 
 
@@ -62,12 +64,15 @@ def check(connection: Connection, index: str) -> None:
             )
             status = ask(asked, timeout=connection.timeout).value
     except NotFoundError:
+        if not index:
+            raise NotServingError(
+                f"The server at {connection.name} does not tell its health; name an index of it, "
+                "or ask a server of vitscope."
+            ) from None
         raise NotServingError(
             f"The server at {connection.name} holds no index {index!r}; `vitscope layers` lists "
             "what it holds."
         ) from None
-    except UsageError:
-        raise
     except VitscopeError as error:
         raise NotServingError(str(error)) from None
     if status != _SERVING:
