@@ -192,7 +192,7 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
 @contextmanager
 def _batching() -> Iterator[None]:
     """Threads that are begun here, gRPC's, do not interrupt others whenever bytes come, but find
-    some calls together a moment later: ten times what a server can answer costs a third less.
+    some calls together a moment later.
     """
     if sys.platform != "linux" or os.sched_getscheduler(0) != os.SCHED_OTHER:
         yield

@@ -132,7 +132,8 @@ class _Watch:
     def refuse(self, context: aio.ServicerContext[Any, Any], error: Exception) -> None:
         """Have a call that has no method end so, and tell of it.
 
-        Most calls are such where a server is asked too much: `abort` takes twice as long.
+        Most calls are such where a server is asked too much, and an abort's exception, a cycle of
+        references, has to be collected.
         """
         self._note_peer(context)
         code, sentence = self._status(error)
