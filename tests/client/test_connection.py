@@ -246,10 +246,23 @@ def test_a_name_that_stands_for_several_is_all_of_them(tmp_path: Path) -> None:
         assert third.calls == found + 20
 
 
+def any_(value: Any) -> Any:
+    """Of whatever type."""
+    return value
+
+
 @pytest.mark.parametrize(
     ("make", "word"),
     [
         (lambda: Connection([]), "no server address"),
+        (lambda: Connection(any_(None)), "None is no server address"),
+        (lambda: Connection(any_([5])), "5 is not a server address"),
+        (lambda: Connection("a:1", timeout=any_(None)), "A timeout of None seconds cannot be"),
+        (lambda: Connection("a:1", timeout=any_("3")), "A timeout of '3' seconds cannot be"),
+        (lambda: Connection("a:1", tls=any_("ca.crt")), r"tls 'ca.crt' cannot be; write Tls\(\)"),
+        (lambda: Connection("a:1", token=any_(b"x")), "token is no token"),
+        (lambda: Connection("a:1", retries=any_(3)), "retries 3 cannot be; write Retries"),
+        (lambda: Retries(attempts=any_("a")), "'a' attempts cannot be"),
         (lambda: Connection("a:1,b:2"), "not a server address"),
         (lambda: Connection(["127.0.0.1:1", "b"]), "'b' is not a server address"),
         (lambda: Connection("10.0.0.1:1", token="x"), "for anyone to read"),

@@ -16,7 +16,7 @@ import pytest
 from client.truth import PLAIN, SHAPES, WIDE, bad_rows, best, good_rows
 from synthetic import ServerProcess, Synthetic, build
 
-from vitscope.client import Client, ImageFilter, ScoredImage, UsageError
+from vitscope.client import Client, ImageFilter, ScoredImage, UsageError, open_local
 from vitscope.client.cli import main
 from vitscope.client.commands import _sheets
 from vitscope.store.boxes import Box
@@ -332,6 +332,7 @@ def test_filters_take_numpy_numbers(client: Client, synthetic: Synthetic) -> Non
         ({"labels": "fox"}, "labels of a filter is a list"),
         ({"box_labels": "fox"}, "box_labels of a filter is a list"),
         ({"rows": []}, "rows of a filter is empty"),
+        ({"rows": 3}, "rows of a filter is a list"),
     ],
 )
 def test_filters_that_cannot_be_meant(fields: dict[str, Any], word: str) -> None:
@@ -370,6 +371,36 @@ def test_arguments_that_cannot_be_meant(client: Client) -> None:
     for each in ((WIDE,), WIDE, (WIDE, 1, 2)):
         with pytest.raises(UsageError, match=r"cannot be; write it as \(layer, channel\)\.$"):
             client.analyze_image(b"picture", maps=[each])
+
+
+@pytest.mark.parametrize(
+    ("ask", "word"),
+    [
+        (lambda client: client.top_images(None, 7), "^layer None is no text"),
+        (lambda client: client.top_images(WIDE, 7, index=5), "^index 5 is no text"),
+        (lambda client: client.index(None), "^index None is no text"),
+        (lambda client: client.images(3), "^rows 3 is no list"),
+        (lambda client: client.patch_maps(None), "^selectors None is no list"),
+        (lambda client: client.patch_map_grid(WIDE, 3, [7]), "^rows 3 is no list"),
+        (lambda client: client.patch_map_grid(WIDE, [3], 7), "^channels 7 is no list"),
+        (lambda client: client.top_channels(8, layers=4), "^layers 4 is no list"),
+        (lambda client: client.analyze_image(None), "^A picture is the bytes of its file"),
+        (lambda client: client.analyze_image(b"x", maps=3), "^maps 3 is no list"),
+        (lambda client: client.top_images(WIDE, 7, where={"rows": [1]}), "^where .* is no filter"),
+        (
+            lambda client: client.top_images(WIDE, 7, where=ImageFilter(has_box="no")),  # type: ignore[arg-type]
+            "^has_box 'no' cannot be",
+        ),
+        (
+            lambda client: client.top_images(WIDE, 7, where=ImageFilter(labels=[3])),  # type: ignore[list-item]
+            "^label 3 is no text",
+        ),
+        (lambda _: open_local(None), "^An index is opened by the path"),  # type: ignore[arg-type]
+    ],
+)
+def test_arguments_of_another_type(client: Client, ask: Callable[[Any], Any], word: str) -> None:
+    with pytest.raises(UsageError, match=word):
+        ask(client)
 
 
 @pytest.mark.parametrize("text", ["x", "3-1", "1,,2", "", "1-99999999999"])

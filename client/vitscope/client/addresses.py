@@ -19,7 +19,7 @@ _PATIENCE = 5.0
 
 def checked_address(address: str) -> str:
     """HOST:PORT as it stands; raises `UsageError` for what is none."""
-    match = _ADDRESS.fullmatch(address)
+    match = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
     if match is None or not 1 <= int(match["port"]) <= 65535:
         raise UsageError(
             f"{address!r} is not a server address; write HOST:PORT, such as 127.0.0.1:50051."

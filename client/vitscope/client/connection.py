@@ -2,10 +2,11 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import grpc
@@ -45,7 +46,7 @@ class Retries:
 
     def __post_init__(self) -> None:
         if type(self.attempts) is not int or not 1 <= self.attempts <= 5:
-            raise UsageError(f"{self.attempts} attempts cannot be; give 1 to 5.")
+            raise UsageError(f"{self.attempts!r} attempts cannot be; give 1 to 5.")
         # gRPC forgets an attempt that is due in the same millisecond.
         if not 0.01 <= self.first_wait <= self.longest_wait <= 3600:
             raise UsageError(
@@ -69,7 +70,7 @@ RETRIES = Retries()
 
 def check_token(token: str, what: str) -> None:
     """Raise `UsageError` for what is no token; `what` it was given as."""
-    if not _TOKEN.fullmatch(token):
+    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
         raise UsageError(
             f"{what} is no token; give the whole of one: letters, digits and signs without blanks."
         )
@@ -90,17 +91,25 @@ class Connection:
     )
 
     def __post_init__(self) -> None:
+        if not isinstance(self.address, Iterable):
+            raise UsageError(
+                f"{self.address!r} is no server address; write HOST:PORT, such as 127.0.0.1:50051."
+            )
         for each in self.addresses:
             checked_address(each)
         if not self.addresses:
             raise UsageError(
                 "There is no server address; write HOST:PORT, such as 127.0.0.1:50051."
             )
-        if not 0 < self.timeout <= _LONGEST:
+        if not isinstance(self.timeout, Real) or not 0 < self.timeout <= _LONGEST:
             raise UsageError(
-                f"A timeout of {self.timeout} seconds cannot be; give a positive number, "
+                f"A timeout of {self.timeout!r} seconds cannot be; give a positive number, "
                 f"{_LONGEST:,} at most."
             )
+        if not isinstance(self.tls, Tls | None):
+            raise UsageError(f"tls {self.tls!r} cannot be; write Tls() or Tls(roots=FILE).")
+        if not isinstance(self.retries, Retries):
+            raise UsageError(f"retries {self.retries!r} cannot be; write Retries(attempts=3).")
         if self.tls and not self.tls.server_name and len(set(map(host_of, self.addresses))) > 1:
             # gRPC holds the certificates of all against one name.
             raise UsageError(

@@ -4,7 +4,7 @@ import operator
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from vitscope.client.errors import UsageError
 from vitscope.client.filters import ImageFilter
 from vitscope.v1 import index_pb2, query_pb2
+
+_T = TypeVar("_T")
 
 POOLINGS: dict[str, index_pb2.Pooling.ValueType] = {
     "mean": index_pb2.POOLING_MEAN,
@@ -66,11 +68,15 @@ def image_filter(where: ImageFilter | None) -> query_pb2.ImageFilter | None:
     """None where all images take part."""
     if where is None:
         return None
+    if not isinstance(where, ImageFilter):
+        raise UsageError(f"where {where!r} is no filter; write ImageFilter(labels=[…]).")
+    if not isinstance(where.has_box, bool | None):
+        raise UsageError(f"has_box {where.has_box!r} cannot be; give True, False or None.")
     return query_pb2.ImageFilter(
-        labels=[as_text("label", label) for label in where.labels],
-        rows=[as_whole("row", row, bits=64) for row in (() if where.rows is None else where.rows)],
+        labels=as_labels("labels", where.labels),
+        rows=as_rows(() if where.rows is None else where.rows),
         has_box=where.has_box,
-        box_labels=[as_text("box label", label) for label in where.box_labels],
+        box_labels=as_labels("box_labels", where.box_labels),
     )
 
 
@@ -121,16 +127,27 @@ def as_count(k: SupportsIndex | None) -> int | None:
     return None if k is None else as_whole("k", k, bits=32)
 
 
-def as_labels(labels: Iterable[str]) -> list[str]:
+def as_labels(name: str, labels: Iterable[str]) -> list[str]:
     if isinstance(labels, str):
-        raise UsageError(f"box_labels is a list of labels, not a single text; write [{labels!r}].")
-    return [as_text("box label", label) for label in labels]
+        raise UsageError(f"{name} is a list of labels, not a single text; write [{labels!r}].")
+    return [as_text("label", label) for label in as_list(name, labels)]
 
 
 def as_layers(layers: Iterable[str]) -> list[str]:
     if isinstance(layers, str):
         raise UsageError(f"layers is a list of names, not a single text; write [{layers!r}].")
-    return [as_text("layer", layer) for layer in layers]
+    return [as_text("layer", layer) for layer in as_list("layers", layers)]
+
+
+def as_rows(rows: Iterable[SupportsIndex]) -> list[int]:
+    return [as_whole("row", row, bits=64) for row in as_list("rows", rows)]
+
+
+def as_list(name: str, values: Iterable[_T]) -> list[_T]:
+    """Whatever holds several values; a text holds none but itself."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise UsageError(f"{name} {values!r} is no list; write several between brackets: […].")
+    return list(values)
 
 
 def as_channels(channels: Iterable[SupportsIndex] | None) -> list[int]:
@@ -174,6 +191,8 @@ def as_numbers(name: str, value: Any, names: str) -> list[float]:
 
 
 def as_text(name: str, value: str) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"{name} {value!r} is no text.")
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -185,6 +204,8 @@ def picture_bytes(picture: bytes | os.PathLike[str]) -> bytes:
     """Bytes of a picture file, or what is in the file; raises `UsageError`."""
     if isinstance(picture, bytes):
         return picture
+    if not isinstance(picture, str | os.PathLike):
+        raise UsageError("A picture is the bytes of its file, or the path of one.")
     path = Path(picture)
     try:
         return path.read_bytes()

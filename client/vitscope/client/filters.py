@@ -32,6 +32,8 @@ class ImageFilter:
         for name in ("labels", "box_labels"):
             if isinstance(getattr(self, name), str):
                 raise UsageError(f"{name} of a filter is a list of labels, not a single text.")
+        if not isinstance(self.rows, Collection | None):
+            raise UsageError(f"rows of a filter is a list of rows, and not {self.rows!r}.")
         if self.rows is not None and not len(self.rows):
             raise UsageError("rows of a filter is empty, so that no image is left; leave it out.")
         if self.rows is not None and len(self.rows) > MOST_ROWS:

@@ -59,6 +59,8 @@ def open_local(*paths: str | os.PathLike[str]) -> Client:
     """
     if not paths:
         raise UsageError("There is no index to open; give the folder of one.")
+    if not all(isinstance(path, str | os.PathLike) for path in paths):
+        raise UsageError("An index is opened by the path of its folder.")
     return LocalClient(*map(Path, paths))
 
 

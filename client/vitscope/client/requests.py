@@ -19,9 +19,11 @@ from vitscope.client.fields import (
     as_encoding,
     as_labels,
     as_layers,
+    as_list,
     as_numbers,
     as_parts,
     as_place,
+    as_rows,
     as_text,
     as_whole,
     image_filter,
@@ -56,7 +58,7 @@ class Ranked:
         return {
             "pooling": pooling_value(self.pooling),
             "k": as_count(self.k),
-            "include_maps": self.maps,
+            "include_maps": bool(self.maps),
             "filter": image_filter(self.where),
             "order": order_value(self.order),
             "band": None if self.band is None else as_band(self.band),
@@ -166,7 +168,7 @@ def box_scores_request(
         index=as_text("index", index),
         layer=as_text("layer", layer),
         channels=as_channels(channels),
-        box_labels=as_labels(box_labels),
+        box_labels=as_labels("box_labels", box_labels),
         filter=image_filter(where),
     )
 
@@ -188,7 +190,7 @@ def top_images_by_box_request(
         index=as_text("index", index),
         layer=as_text("layer", layer),
         channel=as_whole("channel", channel, bits=32),
-        box_labels=as_labels(box_labels),
+        box_labels=as_labels("box_labels", box_labels),
         filter=image_filter(where),
         measure=BOX_MEASURES[measure],
         order=order_value(order),
@@ -270,7 +272,8 @@ def patch_maps_request(
                 row=as_whole("row", row, bits=64),
             )
             for layer, channel, row in (
-                as_parts("A patch map", each, "layer, channel, row") for each in selectors
+                as_parts("A patch map", each, "layer, channel, row")
+                for each in as_list("selectors", selectors)
             )
         ],
         encoding=as_encoding(encoding),
@@ -286,8 +289,10 @@ def patch_map_grid_request(
 ) -> query_pb2.GetPatchMapsRequest:
     grid = query_pb2.PatchMapGrid(
         layer=as_text("layer", layer),
-        rows=[as_whole("row", row, bits=64) for row in rows],
-        channels=[as_whole("channel", channel, bits=32) for channel in channels],
+        rows=as_rows(rows),
+        channels=[
+            as_whole("channel", channel, bits=32) for channel in as_list("channels", channels)
+        ],
     )
     return query_pb2.GetPatchMapsRequest(
         index=as_text("index", index), grids=[grid], encoding=as_encoding(encoding)
@@ -384,7 +389,9 @@ def analyze_image_request(
             query_pb2.ChannelSelector(
                 layer=as_text("layer", layer), channel=as_whole("channel", channel, bits=32)
             )
-            for layer, channel in (as_parts("A map", each, "layer, channel") for each in maps)
+            for layer, channel in (
+                as_parts("A map", each, "layer, channel") for each in as_list("maps", maps)
+            )
         ],
         include_maps=include_maps,
     )
@@ -395,7 +402,7 @@ def images_request(
 ) -> query_pb2.GetImagesRequest:
     return query_pb2.GetImagesRequest(
         index=as_text("index", index),
-        rows=[as_whole("row", row, bits=64) for row in rows],
+        rows=as_rows(rows),
         without_pictures=not pictures,
     )
 

@@ -108,7 +108,7 @@ def _check_name(name: str) -> None:
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() lists them."
+        hint = f"did you mean {' or '.join(close)}?" if close else "`vitscope models` lists them."
         raise ModelError(f"timm {timm.__version__} knows no model {name!r}; {hint}")
     tags = timm.models.get_arch_pretrained_cfgs(architecture)
     if tag and name not in tags:

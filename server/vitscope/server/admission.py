@@ -156,19 +156,17 @@ class Gate:
         # Not before: what raises there is not in hand.
         self.in_hand += 1
         self._given_up.add(gone)
+        ended = loop.create_future()
+        running.add_done_callback(partial(self._left, loop, gone, ended))
         try:
-            # Shielded: what was given up before it began stays in the queue, and in hand.
-            result = await asyncio.shield(asyncio.wrap_future(running))
+            await ended
         except asyncio.CancelledError:
-            # The thread is at it until the work asks for its caller.
+            # In hand until a thread has come to it, and the work has asked for its caller.
             gone.set()
-            running.add_done_callback(partial(self._left, loop, gone))
             raise
-        except BaseException:
-            self._leave(gone)
-            raise
-        self._leave(gone)
-        return result
+        if running.cancelled():
+            raise asyncio.CancelledError
+        return running.result()
 
     def check(self) -> None:
         """Raise `OverloadedError` where one more call would be too many."""
@@ -230,14 +228,22 @@ class Gate:
             PUSHBACK_MS[self.cost],
         )
 
-    def _left(self, loop: asyncio.AbstractEventLoop, gone: threading.Event, _: Future[Any]) -> None:
+    def _left(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        gone: threading.Event,
+        ended: asyncio.Future[None],
+        _: Future[Any],
+    ) -> None:
         # No loop any more at the end of the server.
         with suppress(RuntimeError):
-            loop.call_soon_threadsafe(self._leave, gone)
+            loop.call_soon_threadsafe(self._leave, gone, ended)
 
-    def _leave(self, gone: threading.Event) -> None:
+    def _leave(self, gone: threading.Event, ended: asyncio.Future[None]) -> None:
         self.in_hand -= 1
         self._given_up.discard(gone)
+        if not ended.done():
+            ended.set_result(None)
 
     def give_up(self) -> None:
         """Take no more work, and tell all in hand that nobody waits for it."""

@@ -131,7 +131,8 @@ class TokenFile:
                 self.reload()
         if token is None:
             raise UnauthenticatedError(
-                "This server asks for a token; send the metadata `authorization: Bearer TOKEN`."
+                "This server asks for a token; give token=… or --token-file FILE, or send the "
+                "metadata `authorization: Bearer TOKEN`."
             )
         digest, found = _digest(token), None
         # All of them, or the time would tell where the loop ended.
