@@ -20,6 +20,7 @@ from server.refusals import check_sentence
 from synthetic import ServerProcess, Synthetic, build, run_vitscope
 
 from vitscope.server.admission import PUSHBACK_MS, Clock, Crowd, Gate, Gates, Limits
+from vitscope.server.calls import Call, current
 from vitscope.server.errors import OverloadedError
 from vitscope.server.going import CallerGoneError, check_caller
 from vitscope.server.served import Served, index_paths
@@ -244,6 +245,37 @@ def test_a_stream_keeps_its_thread_for_a_moment_where_its_class_is_crowded() -> 
             assert await stream.run(lambda: 3) == 3
         assert await asking.once()
         await asking.answered()
+        asking.gate.close()
+
+    asyncio.run(run())
+
+
+def test_a_call_that_was_let_in_keeps_its_place_until_it_comes() -> None:
+    async def run() -> None:
+        hand = Hand()
+        asking = Asking(gate(1, 4, clock=hand))
+        calls = [Call(str(number), "GetBoxScores") for number in range(3)]
+        # Four wait: a burst, of which none keeps a place beforehand.
+        asking.gate.expect(calls[0])
+        assert await asking.taken() == 4
+        for _ in range(6):
+            assert not await asking.once()
+        hand.now += 1
+        assert not await asking.once()
+        await asking.answered()
+        assert not asking.gate.is_full()
+        asking.gate.expect(calls[1])
+        assert asking.gate.is_full()
+        # The place is its own, and nobody else's.
+        assert not await asking.once()
+        current.set(calls[1])
+        assert await asking.once()
+        await asking.answered()
+        assert not asking.gate.is_full()
+        asking.gate.expect(calls[2])
+        hand.now += 0.02
+        # It never came.
+        assert not asking.gate.is_full()
         asking.gate.close()
 
     asyncio.run(run())

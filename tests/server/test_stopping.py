@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
@@ -15,6 +16,7 @@ import grpc
 import pytest
 from synthetic import ServerProcess, Synthetic
 
+from vitscope.server.app import begin_all
 from vitscope.v1 import query_pb2 as pb
 from vitscope.v1.service_pb2_grpc import ActivationServiceStub
 
@@ -74,6 +76,22 @@ def test_no_call_fails_that_began_before_the_signal(
         early = [failure for asker in askers for failure in asker.failed if failure[0] < told]
         assert early == []
         assert "Traceback" not in server.errors.read_text()
+
+
+def test_what_came_last_has_begun_before_it_is_cancelled() -> None:
+    """Or gRPC prints a trace; a call comes at just that moment in one stop of some hundreds."""
+    begun = []
+
+    async def call() -> None:
+        begun.append(True)
+        await asyncio.Event().wait()
+
+    async def run() -> None:
+        waiting = asyncio.create_task(call())
+        await begin_all()
+        assert (begun, waiting.done()) == ([True], False)
+
+    asyncio.run(run())
 
 
 def test_a_renewal_that_is_under_way_holds_up_no_end(synthetic_copy: Path, serve: Serve) -> None:

@@ -129,6 +129,14 @@ def test_a_box_over_everything_covers_all_and_an_empty_one_nothing(
     assert (box_share(tokens, point, view, (32, 48)) == 0).all()
 
 
+def test_cells_that_have_no_size_beside_their_place_are_covered_by_nothing() -> None:
+    tokens = TokenLayout((), 2, 3, 1e-9, 1e-9, 1e9, 1e9)
+    view = (0.0, 0.0, 48.0, 32.0)
+    everything = (-1e12, -1e12, 1e12, 1e12)
+    assert (box_share(tokens, everything, view, (32, 48)) == 0).all()
+    assert (boxes_share(tokens, [everything], view, (32, 48)) == 0).all()
+
+
 @given(LAYOUTS, st.lists(rectangles(), max_size=4), rectangles())
 def test_boxes_cover_what_they_cover_together(
     tokens: TokenLayout, boxes: list[Rectangle], view: Rectangle

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar, get_args
 
-from vitscope.server.calls import current, measured
+from vitscope.server.calls import Call, current, measured
 from vitscope.server.errors import OverloadedError, StartError
 from vitscope.server.going import run_for
 from vitscope.server.questions import Cost
@@ -41,6 +41,9 @@ _LOOK = 1.0
 
 _NICENESS = 5
 """Of threads that answer, beside the loop's."""
+
+_COMING = 0.01
+"""Seconds for which a call keeps its place while its request is received; it takes one."""
 
 _REST = 0.05
 """Seconds for which a stream that rests keeps others of a crowded class from its thread."""
@@ -126,6 +129,8 @@ class Gate:
         """That are open."""
         self.resting: dict[Stream, float] = {}
         """Those between two of their parts, and since when."""
+        self._coming: dict[str, float] = {}
+        """Calls whose requests are being received, by their ids, and since when."""
         self.refused = 0
         self.crowded = False
         """Whether most calls were refused lately."""
@@ -144,12 +149,15 @@ class Gate:
         Raises `OverloadedError` where as many calls are in hand as may be; `again` for the next
         part of a stream, which was let in before and is not refused.
         """
+        call = current.get()
         if not again:
+            if call is not None:
+                self._coming.pop(call.id, None)
             self.check()
             self._lately_taken += 1
         gone = threading.Event()
         loop = asyncio.get_running_loop()
-        if (call := current.get()) is not None:
+        if call is not None:
             work = measured(call, work)
         # In the call's context, so that lines of the log know theirs.
         running = self._executor.submit(copy_context().run, run_for, gone, work)
@@ -188,9 +196,18 @@ class Gate:
         return self.in_hand >= self.limits.in_hand
 
     def busy(self) -> int:
-        """Calls in hand, and streams whose next part is likely to be asked for at once."""
-        soon = self._clock() - _REST
-        return self.in_hand + sum(since > soon for since in self.resting.values())
+        """Calls in hand, those that are coming, and streams whose next part is likely to be asked
+        for at once.
+        """
+        now = self._clock()
+        self._coming = {call: at for call, at in self._coming.items() if at > now - _COMING}
+        soon = sum(since > now - _REST for since in self.resting.values())
+        return self.in_hand + len(self._coming) + soon
+
+    def expect(self, call: Call) -> None:
+        """Keep a place of a crowded class for a call that comes here, for a moment."""
+        if self.crowded:
+            self._coming[call.id] = self._clock()
 
     def one_too_many(self) -> OverloadedError:
         """What a call is told that was one too many."""
@@ -298,10 +315,11 @@ class Gates:
     def __iter__(self) -> Iterator[Gate]:
         return iter(self._gates.values())
 
-    def check(self, costs: Sequence[Cost]) -> None:
-        """Raise `OverloadedError` where a call would be too many, whichever of `costs` it has."""
+    def refusal(self, costs: Sequence[Cost]) -> Callable[[], OverloadedError] | None:
+        """What refuses a call that would be too many, whichever of `costs` it has."""
         if all(self[cost].is_full() for cost in costs):
-            raise self[costs[0]].one_too_many()
+            return self[costs[0]].one_too_many
+        return None
 
     def close(self) -> None:
         """Give up all work in hand, and wait for it to notice."""

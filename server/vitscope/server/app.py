@@ -22,6 +22,7 @@ from vitscope.server.admission import Gates
 from vitscope.server.early import EarlyRefusals
 from vitscope.server.errors import StartError
 from vitscope.server.guard import Guard, GuardOptions
+from vitscope.server.intake import make_server
 from vitscope.server.listening import cannot_listen, free_address, host_and_port
 from vitscope.server.liveoptions import LiveOptions
 from vitscope.server.log import LogOptions, call_log
@@ -31,7 +32,6 @@ from vitscope.server.served import Served, index_paths, settle
 from vitscope.server.service import ActivationService
 from vitscope.server.status import StatusInterceptor
 from vitscope.server.tracing import Traces, wants_traces
-from vitscope.server.unknown import refuse_unknown
 from vitscope.store import neighbours
 from vitscope.store.generation import Generation
 from vitscope.v1 import service_pb2, service_pb2_grpc
@@ -45,6 +45,8 @@ _OPEN = 128
 faster than it can be refused would be held without bound otherwise."""
 _SWITCH = 0.002
 """Seconds; fewer change threads so often that answers take longer, more make refusals late."""
+_LAST = 0.1
+"""Seconds for what is left to do after the last call."""
 _NOTICE = 0.25
 """Seconds from the news that the server ends to its taking no new call."""
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["ActivationService"].full_name
@@ -147,7 +149,8 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
         told = (traces and traces.ended, metrics and metrics.ended, log_call)
         observers = [each for each in told if each]
         status = StatusInterceptor(observers, peers=bool(traces or log_call))
-        interceptors = [status, *guard.interceptors(), EarlyRefusals(gates)]
+        early = EarlyRefusals(gates, live=load is not None)
+        interceptors = [status, *guard.interceptors(), early]
         service: Any = ActivationService(served, gates)
         checks = await _health(paths)
 
@@ -157,7 +160,9 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
             ("grpc.max_concurrent_streams", _OPEN),
         ]
         with _batching():
-            server = refuse_unknown(aio.server, interceptors=interceptors, options=options)
+            server = make_server(
+                aio.server, early.refusal_of, interceptors=interceptors, options=options
+            )
         service_pb2_grpc.add_ActivationServiceServicer_to_server(service, server)
         health_pb2_grpc.add_HealthServicer_to_server(checks, server)
         if settings.reflection:
@@ -185,8 +190,19 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
         # what comes once it ends.
         await asyncio.sleep(_NOTICE)
         await server.stop(settings.grace)
+        await begin_all()
         if traces:
             await traces.close()
+
+
+async def begin_all() -> None:
+    """Let all tasks begin, and end if they can at once.
+
+    gRPC has one for a call that came as the server ended, and prints a trace where that is
+    cancelled, as everything is at the end, before it has begun.
+    """
+    if others := asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.wait(others, timeout=_LAST)
 
 
 @contextmanager

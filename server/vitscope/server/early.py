@@ -9,6 +9,8 @@ import grpc
 from grpc import aio
 
 from vitscope.server.admission import Gates
+from vitscope.server.calls import current
+from vitscope.server.intake import Refusal
 from vitscope.server.questions import QUESTIONS
 from vitscope.v1 import service_pb2
 
@@ -16,14 +18,22 @@ _SERVICE = service_pb2.DESCRIPTOR.services_by_name["ActivationService"].full_nam
 
 
 class EarlyRefusals(aio.ServerInterceptor):
-    """Raises `OverloadedError` where a call would be refused whatever it asks.
+    """Of calls that would be refused whatever they ask.
 
-    Receiving a request costs as much as refusing it.
+    Receiving a request costs more than refusing it. As an interceptor, the last, it keeps a place
+    for calls that are let in, or others would be let in meanwhile to be refused at the gate.
     """
 
-    def __init__(self, gates: Gates) -> None:
+    def __init__(self, gates: Gates, *, live: bool) -> None:
+        """`live`: whether there are live models."""
         self._gates = gates
-        self._costs = {f"/{_SERVICE}/{name}": each.costs for name, each in QUESTIONS.items()}
+        names = QUESTIONS.items()
+        self._costs = {f"/{_SERVICE}/{name}": each.costs(live=live) for name, each in names}
+
+    def refusal_of(self, method: str) -> Refusal | None:
+        """What refuses a call of a method; None where it may be taken."""
+        costs = self._costs.get(method)
+        return self._gates.refusal(costs) if costs else None
 
     async def intercept_service(
         self,
@@ -31,6 +41,9 @@ class EarlyRefusals(aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         """Give the method's handler."""
-        if costs := self._costs.get(handler_call_details.method):
-            self._gates.check(costs)
-        return await continuation(handler_call_details)
+        handler = await continuation(handler_call_details)
+        costs, call = self._costs.get(handler_call_details.method, ()), current.get()
+        # Of several it is not known yet which it has.
+        if len(costs) == 1 and call is not None:
+            self._gates[costs[0]].expect(call)
+        return handler

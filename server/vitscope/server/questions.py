@@ -34,11 +34,10 @@ class Question:
     pair: bool = False
     """The answer takes a second generation, which the request calls `other`."""
 
-    @property
-    def costs(self) -> tuple[Cost, ...]:
-        """All that it may cost, by the request and the index."""
+    def costs(self, *, live: bool) -> tuple[Cost, ...]:
+        """All that it may cost, by the request and, where some have live models, the index."""
         if self.live:
-            return "light", "model"
+            return ("light", "model") if live else ("light",)
         return ("light", "scan") if callable(self.cost) else (self.cost,)
 
     def bind(self, indexes: Mapping[str, Held], request: Any) -> tuple[Callable[[], Any], Cost]:

@@ -72,8 +72,7 @@ def boxes_share(
     area = covered * np.outer(np.diff(rows), np.diff(columns))
     shares = np.zeros((len(ys) - 1, len(xs) - 1))
     np.add.at(shares, np.ix_(np.searchsorted(ys, y) - 1, np.searchsorted(xs, x) - 1), area)
-    shares /= np.outer(np.diff(ys), np.diff(xs))
-    return shares
+    return _share(shares, np.outer(np.diff(ys), np.diff(xs)))
 
 
 def _input_edges(tokens: TokenLayout) -> tuple[Doubles, Doubles]:
@@ -101,5 +100,9 @@ def _rectangles(xs: Doubles, ys: Doubles) -> Doubles:
 def _covered(edges: Doubles, start: float, stop: float) -> Doubles:
     """Share of every interval between edges (n + 1,) that lies in [start, stop]: (n,)."""
     inside = np.minimum(edges[1:], stop) - np.maximum(edges[:-1], start)
-    share: Doubles = inside.clip(0) / np.diff(edges)
-    return share
+    return _share(inside.clip(0), np.diff(edges))
+
+
+def _share(parts: Doubles, whole: Doubles) -> Doubles:
+    # Cells of a tiny size have none beside a place that is far away.
+    return np.divide(parts, whole, out=np.zeros_like(parts), where=whole > 0)
