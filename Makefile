@@ -6,13 +6,14 @@ FAISS  := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null
 STAMP  := $(VENV)/.installed-$(FAISS)
 PROTOS := $(sort $(wildcard proto/vitscope/v1/*.proto))
 
-.PHONY: help install demo test check bench protos clean
+.PHONY: help install demo test check bench bench-check protos clean
 
 help:
 	@echo "make demo     set up, index 2,000 drawn scenes, serve and query them"
 	@echo "make test     set up and run all tests"
 	@echo "make check    linters, types, import rules, stub freshness and tests"
-	@echo "make bench    benchmarks, results under benchmarks/results"
+	@echo "make bench    measure everything into vitscope-bench (BENCH=--quick: in 20 minutes)"
+	@echo "make bench-check  fail where a ratio is worse than in benchmarks/baseline.json"
 	@echo "make protos   generate the stubs from proto/"
 	@echo "make install  only the set-up, in $(VENV)"
 
@@ -39,11 +40,13 @@ check: install
 	$(BIN)/python -m pytest
 
 bench: install
-	for name in forward answers questions scale background decoders store; do \
-	  $(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$(date +%F)-$$name-$$(uname -m).json || exit; done
+	$(BIN)/vitscope bench $(BENCH)
+
+bench-check: install
+	$(BIN)/vitscope bench store query --quick --out vitscope-bench-check --check benchmarks/baseline.json
 
 protos: install
 	$(BIN)/python proto/generate.py
 
 clean:
-	rm -rf $(VENV) vitscope-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) vitscope-demo vitscope-bench vitscope-bench-check .mypy_cache .ruff_cache .pytest_cache .hypothesis

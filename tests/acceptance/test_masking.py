@@ -1,6 +1,6 @@
 """On drawn scenes a mask takes from each kind of channel what that kind looks at.
 
-Judged as in `benchmarks/background.py`: on the scenes on which a channel's strongest patch is
+Judged as in `vitscope.bench.background`: on the scenes on which a channel's strongest patch is
 strongest, where one mask is held against the other.
 """
 

@@ -1,6 +1,6 @@
 """The store against zarr-python and memory-mapped files: writing, and each direction of reading.
 
-    python benchmarks/store.py [--quick] [--only NAME] [--folder DIR] [--json FILE]
+    python -m vitscope.bench.store [--quick] [--only NAME] [--folder DIR] [--json FILE]
 
 All sides of a row take turns in one run, and give the same values. Needs 5 GB under DIR.
 Reads are from the page cache unless a row says otherwise: `first` with nothing in the process's
@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import shapes
 import torch
 import zarr
-from beds import (
+
+from vitscope.bench import shapes
+from vitscope.bench.beds import (
     FLOOR,
     GUARDED,
     OURS,
@@ -38,8 +39,7 @@ from beds import (
     scratch,
     write_parts,
 )
-from record import Prepare, Row, compared, rates, show, timed, write
-
+from vitscope.bench.record import Prepare, Row, compared, rates, show, timed, write
 from vitscope.store import layout
 from vitscope.store.arrays import Array, create_array
 from vitscope.store.ranking import top_rows
@@ -66,7 +66,7 @@ def main() -> int:
                 show(found)
                 rows += found
     if args.json:
-        command = "python benchmarks/store.py" + " --quick" * args.quick
+        command = "python -m vitscope.bench.store" + " --quick" * args.quick
         command += f" --only {args.only}" if args.only else ""
         write(args.json, command, rows, PACKAGES)
     return 0

@@ -1,6 +1,6 @@
 """Exact filtered rankings of an index with as many rows as ImageNet, beside NumPy in memory.
 
-    python benchmarks/scale.py [--quick] [--json FILE]
+    python -m vitscope.bench.scale [--quick] [--json FILE]
 
 Random scores of 64 channels over 1,281,167 rows of 1,000 classes, stored as the indexer stores
 them. A query selects, reads the column from the store and ranks, with nothing of the column in the
@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from beds import GRID
-from record import Row, compared, show, timed, write
 
+from vitscope.bench.beds import GRID
+from vitscope.bench.record import Row, compared, show, timed, write
 from vitscope.server.queries.filters import ImageFilter
 from vitscope.server.queries.images import Question, top_images
 from vitscope.store import layout
@@ -60,7 +60,7 @@ def main() -> int:
         ]
     show(rows)
     if args.json:
-        command = f"python benchmarks/scale.py{' --quick' if args.quick else ''}"
+        command = f"python -m vitscope.bench.scale{' --quick' if args.quick else ''}"
         write(args.json, command, rows, PACKAGES)
     return 0
 
@@ -127,7 +127,7 @@ def make(index: Path, count: int) -> str:
         threads=0,
         saturated=0,
         thumbnail_size=0,
-        recall_at_10={},
+        recall_at_10={LAYER.name: 1.0},
         written_by="benchmarks",
     )
     return publish(index, staged, manifest)

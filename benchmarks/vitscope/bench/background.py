@@ -1,6 +1,6 @@
 """Which channels look at the object, which at the background, and what masking either does.
 
-    python benchmarks/background.py [--scenes N] [--json FILE]
+    python -m vitscope.bench.background [--scenes N] [--json FILE]
 
 Drawn scenes, whose boxes are known, are indexed, and so are two kinds of copies from
 `vitscope variant`: without background, in which the box alone is left, and without the object. A
@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from answers import served
-from record import write
 
+from vitscope.bench.answers import served
+from vitscope.bench.record import write
 from vitscope.client import Client, ImageFilter
 from vitscope.indexer.scenes import read_truth, write_scenes
 from vitscope.indexer.scenes.model import MODEL_NAME
@@ -54,7 +54,7 @@ def main() -> int:
             rows = layer_rows(address)
     show(rows)
     if args.json:
-        command = f"python benchmarks/background.py --scenes {args.scenes}"
+        command = f"python -m vitscope.bench.background --scenes {args.scenes}"
         write(args.json, command, rows, PACKAGES)
     return 0
 

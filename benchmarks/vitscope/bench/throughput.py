@@ -1,6 +1,6 @@
 """Calls a second beside an empty handler, by one worker and by two.
 
-    python benchmarks/throughput.py [--quick] [--json FILE]
+    python -m vitscope.bench.throughput [--quick] [--json FILE]
 
 The light questions that people ask most, over the index that `questions` makes. Either server has
 the same number of processes on one port, and its handler gives the same bytes; they take turns, a
@@ -17,11 +17,22 @@ import tempfile
 from pathlib import Path
 
 import grpc
-from answers import served
-from questions import CALLERS, PACKAGES, ROUNDS, SERVICE, Question, canned, load, make_index
-from questions import questions as all_questions
-from record import Row, write
 
+from vitscope.bench.answers import served
+from vitscope.bench.questions import (
+    ANSWER,
+    CALLERS,
+    EMPTY,
+    PACKAGES,
+    ROUNDS,
+    SERVICE,
+    Question,
+    canned,
+    load,
+    make_index,
+)
+from vitscope.bench.questions import questions as all_questions
+from vitscope.bench.record import Row, compared, show, write
 from vitscope.v1.service_pb2_grpc import ActivationServiceStub
 
 NAMES = (
@@ -53,7 +64,7 @@ def main() -> int:
                 for question in light:
                     rows += rows_of(address, question, workers, seconds)
     if args.json:
-        command = f"python benchmarks/throughput.py{' --quick' if args.quick else ''}"
+        command = f"python -m vitscope.bench.throughput{' --quick' if args.quick else ''}"
         write(args.json, command, rows, PACKAGES)
     return 0
 
@@ -67,35 +78,23 @@ def rows_of(address: str, question: Question, workers: int, seconds: float) -> l
     rows = []
     with canned(question.method, replies, workers) as empty:
         for callers in CALLERS:
-            speeds: dict[str, list[float]] = {"answer": [], "empty handler": []}
+            speeds: dict[str, list[float]] = {EMPTY: [], ANSWER: []}
             for _ in range(ROUNDS):
-                for name, server in (("answer", address), ("empty handler", empty)):
+                for name, server in ((ANSWER, address), (EMPTY, empty)):
                     taken = asyncio.run(load(server, question, callers, seconds))
                     speeds[name].append(callers * len(taken) / sum(taken) * 1e3)
-            ratios = [mine / floor for mine, floor in zip(*speeds.values(), strict=True)]
-            rows.append(
-                {
-                    "what": question.name,
-                    "workers": workers,
-                    "callers": callers,
-                    "reply_bytes": sum(map(len, replies)),
-                    "calls_per_second": {name: statistics.median(s) for name, s in speeds.items()},
-                    "ratio": statistics.median(ratios),
-                    "ratios": ratios,
-                }
+            row = compared(
+                f"{question.name}, {workers} workers, {callers} callers",
+                {name: [1e3 / speed for speed in found] for name, found in speeds.items()},
+                EMPTY,
+                bytes=sum(map(len, replies)),
+                workers=workers,
+                callers=callers,
+                calls_per_second={name: statistics.median(s) for name, s in speeds.items()},
             )
-            show(rows[-1])
+            rows.append(row)
+            show([row])
     return rows
-
-
-def show(row: Row) -> None:
-    """Print a row of the table."""
-    ours, empty = row["calls_per_second"].values()
-    print(
-        f"{row['what']:<26} {row['workers']} workers {row['callers']:>3} callers {ours:>7.0f}/s   "
-        f"empty handler {empty:>7.0f}/s   x {row['ratio']:.2f}",
-        flush=True,
-    )
 
 
 if __name__ == "__main__":

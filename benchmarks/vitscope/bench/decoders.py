@@ -1,6 +1,6 @@
 """Decoders held against the reference: their speed, the model's input, scores and rankings.
 
-    python benchmarks/decoders.py [--data FOLDER …] [--model NAME] [--checkpoint FILE]
+    python -m vitscope.bench.decoders [--data FOLDER …] [--model NAME] [--checkpoint FILE]
         [--img-size N …] [--margin M …] [--limit N] [--device DEVICE] [--json FILE]
 
 On every picture all decoders take turns, in one thread each. Without --data, scenes are drawn and
@@ -25,8 +25,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from record import Row, compared, show, write
 
+from vitscope.bench.record import Row, compared, show, write
 from vitscope.indexer.allocation import keep_freed_memory
 from vitscope.indexer.capture import capture
 from vitscope.indexer.decode import Decoder
@@ -90,7 +90,7 @@ def options(args: argparse.Namespace, data: Path, side: int | None, folder: Path
 
 def command(args: argparse.Namespace) -> str:
     """The command line with names for paths."""
-    words = ["python benchmarks/decoders.py"]
+    words = ["python -m vitscope.bench.decoders"]
     words += [f"--data {data.name}" for data in args.data or ()]
     words += [f"--model {args.model}"]
     words += [f"--checkpoint {args.checkpoint.name}"] if args.checkpoint else []

@@ -1,6 +1,6 @@
 """What every question costs over loopback, alone and under load, beside an empty handler.
 
-    python benchmarks/questions.py [--quick] [--json FILE]
+    python -m vitscope.bench.questions [--quick] [--json FILE]
 
 A server process over an index of drawn scenes with a layer kept whole, and another whose handlers
 return the very bytes of the first one's answers. Callers wait for an answer before they ask again,
@@ -26,10 +26,10 @@ from typing import Any
 
 import grpc
 import numpy as np
-from answers import served
-from background import draw
-from record import Row, write
 
+from vitscope.bench.answers import served
+from vitscope.bench.background import draw
+from vitscope.bench.record import Row, compared, show, write
 from vitscope.indexer.options import Options
 from vitscope.indexer.run import index
 from vitscope.indexer.scenes.model import MODEL_NAME
@@ -42,6 +42,7 @@ SERVICE = service_pb2.DESCRIPTOR.services_by_name["ActivationService"]
 LAYER, CHANNELS = "blocks.3.mlp", 512
 CALLERS = (1, 8, 32)
 ROUNDS = 5
+EMPTY, ANSWER = "empty handler", "answer"
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def main() -> int:
             for question in questions(pictures):
                 rows += question_rows(address, question, seconds)
     if args.json:
-        command = f"python benchmarks/questions.py{' --quick' if args.quick else ''}"
+        command = f"python -m vitscope.bench.questions{' --quick' if args.quick else ''}"
         write(args.json, command, rows, PACKAGES)
     return 0
 
@@ -221,12 +222,12 @@ def question_rows(address: str, question: Question, seconds: float) -> list[Row]
     rows = []
     with canned(question.method, replies) as empty:
         for callers in CALLERS:
-            sides: dict[str, list[float]] = {"answer": [], "empty handler": []}
+            sides: dict[str, list[list[float]]] = {EMPTY: [], ANSWER: []}
             for _ in range(ROUNDS):
-                for name, server in (("answer", address), ("empty handler", empty)):
-                    sides[name] += asyncio.run(load(server, question, callers, seconds))
+                for name, server in ((ANSWER, address), (EMPTY, empty)):
+                    sides[name].append(asyncio.run(load(server, question, callers, seconds)))
             rows.append(row_of(question, callers, sides, sum(map(len, replies))))
-            show(rows[-1])
+            show(rows[-1:])
     return rows
 
 
@@ -300,37 +301,22 @@ def _serve(method: str, replies: Sequence[bytes], address: str, told: Connection
 
 
 def row_of(
-    question: Question, callers: int, sides: Mapping[str, Sequence[float]], size: int
+    question: Question, callers: int, sides: Mapping[str, Sequence[Sequence[float]]], size: int
 ) -> Row:
-    """One row of the result: medians, 99th percentiles and calls a second of both servers."""
-    found = {
-        name: {
-            "calls": len(taken),
-            "p50_ms": statistics.median(taken),
-            "p99_ms": float(np.percentile(taken, 99)),
-            "calls_per_second": callers * len(taken) / sum(taken) * 1e3,
-        }
-        for name, taken in sides.items()
-    }
-    return {
-        "what": question.name,
-        "method": question.method,
-        "callers": callers,
-        "reply_bytes": size,
-        "p50_ratio": found["answer"]["p50_ms"] / found["empty handler"]["p50_ms"],
-        "sides": found,
-    }
-
-
-def show(row: Row) -> None:
-    """Print a row of the table."""
-    ours, empty = row["sides"].values()
-    print(
-        f"{row['what'] if row['callers'] == CALLERS[0] else '':<26} {row['callers']:>3} callers "
-        f"{ours['p50_ms']:>8.2f} {ours['p99_ms']:>8.2f} ms   empty {empty['p50_ms']:>7.2f} "
-        f"{empty['p99_ms']:>7.2f} ms   x {row['p50_ratio']:>5.2f}  "
-        f"{ours['calls_per_second']:>7.0f}/s  {row['reply_bytes']:>9,} bytes",
-        flush=True,
+    """One row of the result: medians of rounds; of all calls, 99th percentiles and how many."""
+    whole = {name: np.concatenate(rounds) for name, rounds in sides.items()}
+    return compared(
+        f"{question.name}, {callers} callers" if callers > 1 else question.name,
+        {name: [statistics.median(some) for some in rounds] for name, rounds in sides.items()},
+        EMPTY,
+        bytes=size,
+        method=question.method,
+        callers=callers,
+        calls={name: len(taken) for name, taken in whole.items()},
+        p99_ms={name: float(np.percentile(taken, 99)) for name, taken in whole.items()},
+        calls_per_second={
+            name: callers * len(taken) / taken.sum() * 1e3 for name, taken in whole.items()
+        },
     )
 
 

@@ -9,9 +9,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from beds import FLOOR, Half, dense_writing, halves, layer, mapped, raw, sealed, write_parts
-from record import Prepare, Row, compared, rates, timed
 
+from vitscope.bench.beds import (
+    FLOOR,
+    Half,
+    dense_writing,
+    halves,
+    layer,
+    mapped,
+    raw,
+    sealed,
+    write_parts,
+)
+from vitscope.bench.record import Prepare, Row, compared, rates, timed
 from vitscope.store import layout
 from vitscope.store.arrays import Array, ArraySpec, create_array
 

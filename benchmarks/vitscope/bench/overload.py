@@ -1,6 +1,6 @@
 """What becomes of a server that is asked ten times what it can answer.
 
-    python benchmarks/overload.py [--minutes N] [--quick] [--json FILE]
+    python -m vitscope.bench.overload [--minutes N] [--quick] [--json FILE]
 
 Calls are of every kind that `questions` has, one as often as the other, over an index of drawn
 scenes with a layer kept whole. The server, as `vitscope serve` starts it, has all cores but the
@@ -40,9 +40,9 @@ from typing import Any
 import grpc
 import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from questions import SERVICE, make_index, questions
-from record import Row, write
 
+from vitscope.bench.questions import SERVICE, make_index, questions
+from vitscope.bench.record import Row, write
 from vitscope.server.questions import QUESTIONS
 
 PACKAGES = ("vitscope", "numpy", "tensorstore", "faiss-cpu", "grpcio")
@@ -114,7 +114,7 @@ def main() -> int:
     show(row)
     if args.json:
         quick = " --quick" if args.quick else ""
-        command = f"python benchmarks/overload.py --minutes {args.minutes:g}{quick}"
+        command = f"python -m vitscope.bench.overload --minutes {args.minutes:g}{quick}"
         write(args.json, f"{command} --workers {args.workers}", [row], PACKAGES)
     return 0 if all(row["held"].values()) else 1
 

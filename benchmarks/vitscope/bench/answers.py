@@ -1,6 +1,6 @@
 """What an answer costs, over loopback and from the store.
 
-    python benchmarks/answers.py [--quick] [--json FILE]
+    python -m vitscope.bench.answers [--quick] [--json FILE]
 
 Ratios are of medians of interleaved rounds in one run; seconds are of this machine.
 """
@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import io
 import multiprocessing
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from record import timed, write
 
+from vitscope.bench.record import Row, compared, show, timed, write
 from vitscope.indexer.options import Options
 from vitscope.indexer.run import index
 from vitscope.indexer.scenes import write_scenes
@@ -44,18 +43,14 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = answer_rows(Path(folder), 200 if args.quick else 2_000)
-    for row in rows:
-        print(
-            f"{row['what']:<64} {row['ours_ms']:>9.3f} ms {row['floor_ms']:>9.3f} ms "
-            f"x {row['ratio']:.2f}  ({row['floor']})"
-        )
+    show(rows)
     if args.json:
-        command = f"python benchmarks/answers.py{' --quick' if args.quick else ''}"
+        command = f"python -m vitscope.bench.answers{' --quick' if args.quick else ''}"
         write(args.json, command, rows, PACKAGES)
     return 0
 
 
-def answer_rows(folder: Path, calls: int) -> list[dict[str, Any]]:
+def answer_rows(folder: Path, calls: int) -> list[Row]:
     """Isolates query and conversion: the same bytes from an empty handler on the same loop."""
     write_scenes(folder / "scenes", 256)
     index(
@@ -79,12 +74,13 @@ def answer_rows(folder: Path, calls: int) -> list[dict[str, Any]]:
                     ours.append(timed(stub.TopImages, request))
                     floor.append(timed(empty.TopImages, request))
             what = f"top-images over loopback, k = {k}{', with maps' if maps else ', scan'}"
-            rows.append(row_of(what, ours, floor, f"empty handler, same {len(reply):,} bytes"))
+            sides = {"empty handler": floor, "answer": ours}
+            rows.append(compared(what, sides, "empty handler", bytes=len(reply)))
     rows.append(maps_row(folder / "index", layer))
     return rows
 
 
-def maps_row(path: Path, layer: str) -> dict[str, Any]:
+def maps_row(path: Path, layer: str) -> Row:
     """Isolates the store: all kept maps of a channel, each channel once, against a memory copy."""
     generation = open_generation(path)
     first = generation.top_maps(layer, "max", 0, slice(None))
@@ -92,7 +88,9 @@ def maps_row(path: Path, layer: str) -> dict[str, Any]:
     for channel in range(1, 500):
         ours.append(timed(generation.top_maps, layer, "max", channel, slice(None)))
         floor.append(timed(first.copy))
-    return row_of(f"{len(first)} maps of a channel from the store", ours, floor, "memory copy")
+    what = f"{len(first)} maps of a channel from the store"
+    sides = {"memory copy": floor, "maps": ours}
+    return compared(what, sides, "memory copy", bytes=first.nbytes)
 
 
 @contextmanager
@@ -136,21 +134,6 @@ def _serve_canned(reply: bytes, address: Connection) -> None:
         await server.wait_for_termination()
 
     asyncio.run(run())
-
-
-def row_of(what: str, ours: Sequence[float], floor: Sequence[float], name: str) -> dict[str, Any]:
-    """One row of the result: medians, their ratio and our 99th percentile."""
-    high = sorted(ours)[min(len(ours) - 1, int(len(ours) * 0.99))]
-    mine, theirs = statistics.median(ours), statistics.median(floor)
-    return {
-        "what": what,
-        "ours_ms": mine,
-        "ours_p99_ms": high,
-        "floor": name,
-        "floor_ms": theirs,
-        "ratio": mine / theirs,
-        "rounds": len(ours),
-    }
 
 
 if __name__ == "__main__":

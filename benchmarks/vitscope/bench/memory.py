@@ -1,6 +1,6 @@
 """How much memory `vitscope index` takes, and when, by the number of pictures.
 
-    python benchmarks/memory.py [--quick] [--json FILE] [options of `vitscope index` …]
+    python -m vitscope.bench.memory [--quick] [--json FILE] [options of `vitscope index` …]
 
 Ten times the pictures should take hardly more: units are written as they end, and merged from the
 disk. Memory is the resident set of the command and all processes it starts, pages shared by
@@ -20,8 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from record import machine
-
+from vitscope.bench.record import machine
 from vitscope.indexer.scenes import write_scenes
 from vitscope.indexer.scenes.model import MODEL_NAME
 
@@ -52,7 +51,7 @@ def main() -> int:
     print(f"{growth / _MIB:+,.0f} MiB from {counts[0]:,} to {counts[-1]:,}, {each:,.0f} bytes each")
     if args.json:
         quick = " --quick" if args.quick else ""
-        command = " ".join(["python benchmarks/memory.py" + quick, *options])
+        command = " ".join(["python -m vitscope.bench.memory" + quick, *options])
         result = {**machine(_PACKAGES), "command": command, "bytes_per_image": each, "rows": rows}
         args.json.write_text(json.dumps(result, indent=1) + "\n")
     return 0

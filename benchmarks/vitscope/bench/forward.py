@@ -1,6 +1,6 @@
 """What an index costs over the bare forward, and how near it comes to its slower stage.
 
-    python benchmarks/forward.py [--pictures N] [--json FILE] [--device DEVICE] [--model NAME …]
+    python -m vitscope.bench.forward [--pictures N] [--json FILE] [--device DEVICE] [--model NAME …]
 
 Retention `top`, K = 100, all layers, three poolings where there is a class token. In turns, the
 bare model goes through decoded batches, and units of the same are indexed, everything but decoding
@@ -24,8 +24,9 @@ from pathlib import Path
 
 import vitscope.indexer  # noqa: F401  # isort: skip  # Sets what is read when torch is loaded.
 import torch
-from record import Row, compared, show, write
+from torch.utils.flop_counter import FlopCounterMode
 
+from vitscope.bench.record import Row, compared, show, write
 from vitscope.indexer.batches import Batch, Batches
 from vitscope.indexer.job import Job, prepare
 from vitscope.indexer.model import Weights
@@ -45,17 +46,22 @@ MODELS = {
 """And the pictures that each is given: a forward of Swin takes five times as long."""
 PACKAGES = ("vitscope", "torch", "timm", "numpy", "numba", "tensorstore", "pillow")
 BATCH = 32
+QUICK = "vit_tiny_patch16_224", 256
+"""The one model, and its pictures."""
 
 
 def main() -> int:
     """Run every model, print a table, write the result file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--quick", action="store_true", help="one model, few pictures")
     parser.add_argument("--pictures", type=int, help="so many for every model")
     parser.add_argument("--json", type=Path, help="where to write the results")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--model", action="append", help="another model than the three")
     args = parser.parse_args()
-    command = f"python benchmarks/forward.py --device {args.device}"
+    if args.quick:
+        args.model, args.pictures = args.model or [QUICK[0]], args.pictures or QUICK[1]
+    command = f"python -m vitscope.bench.forward --device {args.device}"
     command += f" --pictures {args.pictures}" if args.pictures else ""
     command += "".join(f" --model {name}" for name in args.model or ())
     rows: list[Row] = []
@@ -88,6 +94,7 @@ def model_rows(name: str, folder: Path, device: str) -> list[Row]:
     held = Held(replace(batch, pixels=batch.pixels.clone()) for batch, _ in decoded(job, folder))
     units = job.plan.units
     rows, alone = [], 0.0
+    operations = operations_of(job, held.batches[0])
     few = units[: max(1, len(units) // 4)]
     for what, some in (("new pictures", units), ("none of which enters", few)):
         count = some[-1].stop
@@ -104,6 +111,8 @@ def model_rows(name: str, folder: Path, device: str) -> list[Row]:
             f"{name}, {count:,} pictures decoded before, {what}",
             {"bare forward": [mean], "index": [taken]},
             "bare forward",
+            images=count,
+            operations=operations * count,
             stages=worker.stages.shares(),
         )
         rows.append(row)
@@ -114,6 +123,8 @@ def model_rows(name: str, folder: Path, device: str) -> list[Row]:
         f"{name}, {job.plan.rows:,} pictures from files",
         {"forward alone": [alone], "decoding alone": [decoding], "index": [taken]},
         "forward alone",
+        images=job.plan.rows,
+        operations=operations * job.plan.rows,
         images_per_second=job.plan.rows / taken * 1e3,
         of_the_slower_stage=max(decoding, alone) / taken,
         of_both_on_the_same_cores=(decoding + alone) / taken,
@@ -142,10 +153,15 @@ def decoded(job: Job, folder: Path) -> Iterator[tuple[Batch, float]]:
         batches = worker._batches
         for unit in job.plan.units:
             batches.announce(range(unit.start, unit.stop))
-        for _ in range(0, job.plan.rows, BATCH):
+        for _ in (start for unit in job.plan.units for start in batches_of(job, unit)):
             start = time.perf_counter()
             batch = batches.take()
             yield batch, time.perf_counter() - start
+
+
+def batches_of(job: Job, unit: Unit) -> range:
+    """Where the batches of a unit begin."""
+    return range(unit.start, unit.stop, job.plan.batch_size)
 
 
 def forward(job: Job, batches: Iterable[Batch]) -> float:
@@ -158,6 +174,14 @@ def forward(job: Job, batches: Iterable[Batch]) -> float:
     if job.device.startswith("cuda"):
         torch.cuda.synchronize()
     return (time.perf_counter() - start) * 1e3
+
+
+def operations_of(job: Job, batch: Batch) -> float:
+    """Floating point operations of the forward of one image."""
+    with FlopCounterMode(display=False) as counter:
+        forward(job, [batch])
+    total: int = counter.get_total_flops()
+    return total / len(batch.pixels)
 
 
 def indexing(worker: Worker, units: Sequence[Unit]) -> float:

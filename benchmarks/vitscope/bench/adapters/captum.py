@@ -1,0 +1,120 @@
+"""captum: LayerActivation over all layers at once, and its AV store for what is kept on disk.
+
+It ranks nothing. LayerActivation gives the activations of a batch at a list of layers; the AV
+class, in which its concept and influence modules keep activations, writes and reads a tensor file
+for each layer and batch. Its generate_dataset_activations would write every token's value, as dense
+.npy files do; here one line pools a batch before AV.save, and a sort of what was loaded answers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from captum._utils.av import AV
+from captum.attr import LayerActivation
+from torch.utils.data import DataLoader
+
+from vitscope.bench.adapters.common import (
+    MEAN,
+    Json,
+    Pictures,
+    Ranking,
+    ask_all,
+    batches_of,
+    best_of,
+    common_label,
+    folder_bytes,
+    load_model,
+    run,
+    timed,
+    transform_of,
+)
+
+
+class Tool:
+    """The attribution, and the few lines around it."""
+
+    def __init__(self, task: Json, folder: Path) -> None:
+        self.task = task
+        self.folder = folder
+        self.model = load_model(task)
+        self.pictures = Pictures(task, transform_of(self.model))
+
+    def patches(self, layers: list[str], pictures: Pictures) -> Any:
+        """Activations of patches (B, P, C) of every layer, a batch after the other."""
+        modules = [self.model.get_submodule(f"{layer}.act") for layer in layers]
+        # Of a list of one it makes a mistake.
+        activation = LayerActivation(self.model, modules if len(modules) > 1 else modules[0])
+        for batch, _ in batches_of(self.task, pictures):
+            found = activation.attribute(batch)
+            some = found if isinstance(found, list) else [found]
+            yield [each[:, self.model.num_prefix_tokens :] for each in some]
+
+    def keep(self, pool: str) -> None:
+        """Pool all layers in one pass, and save them."""
+        layers = self.task["layers"]
+        for number, found in enumerate(self.patches(layers, self.pictures)):
+            kept = [each.mean(1) if pool == "mean" else each.amax(1) for each in found]
+            AV.save(str(self.folder), self.task["model"], pool, layers, kept, str(number))
+
+
+def load(task: Json, folder: Path, pool: str, layer: str) -> torch.Tensor:
+    """Pooled activations (N, C) of a layer."""
+    kept: Any = AV.load(str(folder), task["model"], pool, layer)
+    # Iterated by itself it ends in an error.
+    return torch.cat(list(DataLoader(kept, batch_size=None)))
+
+
+def index(task: Json, folder: Path) -> Json:
+    """Pool and keep."""
+    tool = Tool(task, folder)
+    seconds, _ = timed(lambda: tool.keep("mean"))
+    what = "one number a picture, layer and channel: their mean, in a file a layer and batch"
+    return {"index": {"seconds": seconds, "bytes": folder_bytes(folder), "what": what}}
+
+
+def answer(task: Json, folder: Path) -> Json:
+    """Sort columns of what was kept; run the model for the rest."""
+    k = task["k"]
+    layer, channel = task["questions"][0]
+    _, rows = common_label(task)
+    layers: dict[str, torch.Tensor] = {}
+
+    def ask(layer: str, channel: int) -> Ranking:
+        if layer not in layers:
+            layers[layer] = load(task, folder, "mean", layer)
+        return best_of(layers[layer][:, channel], k)
+
+    first, best = timed(lambda: ask(layer, channel))
+    # A layer is read at its first question and stays in memory.
+    for each in task["layers"]:
+        ask(each, 0)
+    hundredth, rankings = ask_all(task, ask)
+    labelled, _ = timed(lambda: best_of(layers[layer][rows, channel], k))
+    tool = Tool(task, folder)
+    few = Pictures(task, tool.pictures.transform, [int(row) for row, _ in best])
+    maps, _ = timed(lambda: [found[0][:, :, channel] for found in tool.patches([layer], few)])
+
+    def by_maximum() -> Ranking:
+        tool.keep("max")
+        return best_of(load(task, folder, "max", layer)[:, channel], k)
+
+    other, _ = timed(by_maximum)
+    return {
+        "answers": {
+            "first_seconds": first,
+            "hundredth_seconds": hundredth,
+            "what": "AV.load of a layer, which then stays in memory, one column sorted by its user",
+        },
+        "other_pooling": {"seconds": other, "what": "all pictures again, pooled so"},
+        "label_filter": {"seconds": labelled, "what": "rows of the layer; it knows no labels"},
+        "maps": {"seconds": maps, "what": "LayerActivation of the pictures"},
+        "rankings": rankings,
+        "ranking_pooling": MEAN,
+    }
+
+
+if __name__ == "__main__":
+    run(["captum"], index, answer)

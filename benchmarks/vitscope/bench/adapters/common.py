@@ -1,0 +1,173 @@
+"""What all adapters share: the task, the model, pictures, clocks. Nothing here keeps or ranks.
+
+An adapter is run twice, `TASK OUT FOLDER`: it indexes into the folder, and starts itself again as a
+fresh process that answers from what is there. OUT is JSON with the keys that `peers` reads:
+
+    index           seconds, bytes
+    answers         first_seconds, hundredth_seconds
+    other_pooling   seconds
+    label_filter    seconds
+    maps            seconds
+    similar         build_seconds, bytes: of what finds similar pictures, where it is apart
+    nearest         query_seconds, recall_at_10
+    rankings        {"layer|channel": [[row, score], …]}
+    ranking_pooling what was pooled; ranking_note: what else is to be known of them
+    cannot          {one of the keys above: why}
+
+each of the first with `what`, one sentence on how it is done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+Json = dict[str, Any]
+Ranking = list[list[float]]
+T = TypeVar("T")
+
+MEAN = "mean over patch tokens"
+RANKINGS = 20
+"""Of the first questions, to be compared."""
+
+
+def load_model(task: Json) -> Any:
+    """timm's model with the weights of the task's file, float32, in evaluation mode."""
+    import timm
+
+    # timm's way to a local file, which resamples position embeddings to the size asked for.
+    model = timm.create_model(
+        task["model"],
+        pretrained=True,
+        pretrained_cfg_overlay={"file": task["weights"]},
+        **task["model_kwargs"],
+    )
+    return model.float().eval()
+
+
+def transform_of(model: Any) -> Callable[[Any], Any]:
+    """timm's evaluation transform at the size that the model was built for."""
+    import timm.data as data_of
+
+    data: Any = data_of
+    config = data.resolve_data_config({}, model=model)
+    config["input_size"] = (3, *model.patch_embed.img_size)
+    transform: Callable[[Any], Any] = data.create_transform(**config, is_training=False)
+    return transform
+
+
+class Pictures:
+    """The pictures as (tensor, number of its label): all of them, or the rows given."""
+
+    def __init__(
+        self, task: Json, transform: Callable[[Any], Any], rows: Sequence[int] | None = None
+    ) -> None:
+        self.rows = list(range(len(task["pictures"]))) if rows is None else list(rows)
+        names = sorted(set(task["labels"]))
+        self.labels = [names.index(task["labels"][row]) for row in self.rows]
+        self.paths = [task["pictures"][row] for row in self.rows]
+        self.transform = transform
+        self.name = f"{len(self.rows)}-pictures"
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        from PIL import Image
+
+        with Image.open(self.paths[index]) as picture:
+            return self.transform(picture.convert("RGB")), self.labels[index]
+
+
+def batches_of(task: Json, pictures: Pictures) -> Any:
+    """Batches of (tensors, labels), in order."""
+    from torch.utils.data import DataLoader
+
+    loader: Any = DataLoader
+    return loader(pictures, batch_size=task["batch_size"])
+
+
+def common_label(task: Json) -> tuple[str, list[int]]:
+    """The most common label, and the rows that have it."""
+    [(label, _)] = Counter[str](task["labels"]).most_common(1)
+    return label, [row for row, other in enumerate(task["labels"]) if other == label]
+
+
+def best_of(scores: Any, k: int) -> Ranking:
+    """The best k of scores (N,), best first, lower rows first among equals."""
+    import numpy as np
+
+    values = np.asarray(scores)
+    order = np.argsort(-values, kind="stable")[:k]
+    return [[int(row), float(values[row])] for row in order]
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def timed(work: Callable[[], T]) -> tuple[float, T]:
+    """How many seconds some work takes, and what it gives."""
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+def ask_all(task: Json, ask: Callable[[str, int], Ranking]) -> tuple[float, dict[str, Ranking]]:
+    """Mean seconds of a question when all are asked, and the first rankings."""
+    rankings: dict[str, Ranking] = {}
+    spent = 0.0
+    for layer, channel in task["questions"]:
+        start = time.perf_counter()
+        best = ask(layer, channel)
+        spent += time.perf_counter() - start
+        if len(rankings) < RANKINGS:
+            rankings[f"{layer}|{channel}"] = best
+    return spent / len(task["questions"]), rankings
+
+
+def run(
+    tools: Sequence[str],
+    index: Callable[[Json, Path], Json],
+    answer: Callable[[Json, Path], Json],
+) -> None:
+    """Index in this process, answer in a fresh one, and write OUT."""
+    module = sys.modules["__main__"].__spec__.name  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("task", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--answer", action="store_true", help="the second process; set by itself")
+    args = parser.parse_args()
+    task: Json = json.loads(args.task.read_text())
+    _share_cores(task["threads"])
+    if args.answer:
+        result = answer(task, args.folder)
+    else:
+        versions = {name: importlib.metadata.version(name) for name in (*tools, "torch", "timm")}
+        result = {"versions": versions, **index(task, args.folder)}
+        with tempfile.TemporaryDirectory() as place:
+            second = Path(place) / "answers.json"
+            command = [sys.executable, "-m", module, args.task, second, args.folder, "--answer"]
+            if code := subprocess.run(command, check=False).returncode:
+                raise SystemExit(code)
+            answered = json.loads(second.read_text())
+        cannot = {**result.get("cannot", {}), **answered.get("cannot", {})}
+        result = {**result, **answered, "cannot": cannot}
+    args.out.write_text(json.dumps(result))
+
+
+def _share_cores(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)

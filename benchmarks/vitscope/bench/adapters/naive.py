@@ -1,0 +1,200 @@
+"""What people do without a tool: the model again for every question, or all activations in files.
+
+The name of the folder says which. `again` keeps nothing; `npy` keeps every activation of every
+layer as float16 in one .npy file a layer, (images, tokens, channels); `zarr` the same through
+zarr-python, with chunks of one image, as a loop that appends image after image would have them.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zarr
+
+from vitscope.bench.adapters.common import (
+    MEAN,
+    Json,
+    Pictures,
+    Ranking,
+    ask_all,
+    batches_of,
+    best_of,
+    common_label,
+    folder_bytes,
+    load_model,
+    run,
+    timed,
+    transform_of,
+)
+
+FEW = 3
+"""Questions for which the model runs again; they take as long as one another."""
+
+
+def activations(model: Any, layers: list[str], batches: Any) -> Iterator[list[torch.Tensor]]:
+    """Of all layers, (B, T, C) each, a batch after the other, by hooks."""
+    found: dict[str, torch.Tensor] = {}
+
+    def keep(layer: str) -> Callable[..., None]:
+        return lambda _module, _given, output: found.__setitem__(layer, output)
+
+    hooks = [
+        model.get_submodule(f"{layer}.act").register_forward_hook(keep(layer)) for layer in layers
+    ]
+    try:
+        with torch.inference_mode():
+            for pictures, _ in batches:
+                model(pictures)
+                yield [found[layer] for layer in layers]
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def prepare(task: Json) -> tuple[Any, Pictures]:
+    """The model and its pictures."""
+    model = load_model(task)
+    return model, Pictures(task, transform_of(model))
+
+
+def index_nothing(task: Json, folder: Path) -> Json:
+    """There is nothing to do before the first question."""
+    return {"index": {"seconds": 0.0, "bytes": 0, "what": "nothing is kept"}}
+
+
+def answer_again(task: Json, folder: Path) -> Json:
+    """A forward of everything for each question."""
+    model, pictures = prepare(task)
+    layer, channel = task["questions"][0]
+    label, rows = common_label(task)
+
+    def scores(layer: str, channel: int, of: Pictures, pool: str = "mean") -> torch.Tensor:
+        parts = [
+            getattr(values[:, model.num_prefix_tokens :, channel].float(), pool)(1)
+            for [values] in activations(model, [layer], batches_of(task, of))
+        ]
+        return torch.cat([part.values if pool == "max" else part for part in parts])
+
+    first, _ = timed(lambda: best_of(scores(layer, channel, pictures), task["k"]))
+    rankings: dict[str, Ranking] = {}
+    spent = 0.0
+    for each, number in task["questions"][:FEW]:
+        start = time.perf_counter()
+        rankings[f"{each}|{number}"] = best_of(scores(each, number, pictures), task["k"])
+        spent += time.perf_counter() - start
+    other, _ = timed(lambda: best_of(scores(layer, channel, pictures, "max"), task["k"]))
+    some = Pictures(task, pictures.transform, rows)
+    labelled, _ = timed(lambda: best_of(scores(layer, channel, some), task["k"]))
+    best = [int(row) for row, _ in rankings[f"{layer}|{channel}"]]
+    few = Pictures(task, pictures.transform, best)
+    maps, _ = timed(lambda: list(activations(model, [layer], batches_of(task, few))))
+    return {
+        "answers": {
+            "first_seconds": first,
+            "hundredth_seconds": spent / FEW,
+            "what": f"a forward of all pictures; mean of {FEW}",
+        },
+        "other_pooling": {"seconds": other, "what": "a forward of all pictures"},
+        "label_filter": {"seconds": labelled, "what": f"a forward of those labelled {label}"},
+        "maps": {"seconds": maps, "what": "a forward of the best"},
+        "rankings": rankings,
+        "ranking_pooling": MEAN,
+    }
+
+
+def index_npy(task: Json, folder: Path) -> Json:
+    """All activations of all layers, in .npy files."""
+
+    def make(layer: str, shape: tuple[int, ...]) -> Any:
+        return np.lib.format.open_memmap(folder / f"{layer}.npy", "w+", np.float16, shape)
+
+    return _index(task, folder, make, "float16 .npy files, one a layer")
+
+
+def index_zarr(task: Json, folder: Path) -> Json:
+    """The same through zarr-python."""
+
+    def make(layer: str, shape: tuple[int, ...]) -> Any:
+        path = str(folder / f"{layer}.zarr")
+        return zarr.create_array(path, shape=shape, chunks=(1, *shape[1:]), dtype="float16")
+
+    return _index(task, folder, make, "Zarr arrays of zarr-python, a chunk an image")
+
+
+def _index(task: Json, folder: Path, make: Callable[..., Any], what: str) -> Json:
+    model, pictures = prepare(task)
+    tokens = model.patch_embed.num_patches + model.num_prefix_tokens
+
+    def write() -> None:
+        shape = (len(pictures), tokens, task["channels"])
+        arrays = [make(layer, shape) for layer in task["layers"]]
+        start = 0
+        for found in activations(model, task["layers"], batches_of(task, pictures)):
+            for array, values in zip(arrays, found, strict=True):
+                array[start : start + len(values)] = values.half().numpy()
+            start += len(found[0])
+        for array in arrays:
+            getattr(array, "flush", lambda: None)()
+
+    seconds, _ = timed(write)
+    return {"index": {"seconds": seconds, "bytes": folder_bytes(folder), "what": what}}
+
+
+def answer_npy(task: Json, folder: Path) -> Json:
+    """From memory-mapped files."""
+    return _answer(task, lambda layer: np.load(folder / f"{layer}.npy", mmap_mode="r"))
+
+
+def answer_zarr(task: Json, folder: Path) -> Json:
+    """Through zarr-python."""
+    return _answer(task, lambda layer: zarr.open_array(str(folder / f"{layer}.zarr"), mode="r"))
+
+
+def _answer(task: Json, open_layer: Callable[[str], Any]) -> Json:
+    model = load_model(task)
+    prefix = model.num_prefix_tokens
+    layer, channel = task["questions"][0]
+    _, rows = common_label(task)
+
+    def maps_of(layer: str, channel: int) -> Any:
+        return np.asarray(open_layer(layer)[:, prefix:, channel], np.float32)
+
+    def ask(layer: str, channel: int) -> Ranking:
+        return best_of(maps_of(layer, channel).mean(1), task["k"])
+
+    first, best = timed(lambda: ask(layer, channel))
+    few = {**task, "questions": task["questions"][:20]}
+    hundredth, rankings = ask_all(few, ask)
+    other, _ = timed(lambda: best_of(maps_of(layer, channel).max(1), task["k"]))
+    labelled, _ = timed(lambda: best_of(maps_of(layer, channel).mean(1)[rows], task["k"]))
+    maps, _ = timed(lambda: maps_of(layer, channel)[[int(row) for row, _ in best]])
+    what = "one column of the layer is read and pooled"
+    return {
+        "answers": {
+            "first_seconds": first,
+            "hundredth_seconds": hundredth,
+            "what": f"{what}; mean of 20, files in the page cache where they fit",
+        },
+        "other_pooling": {"seconds": other, "what": what},
+        "label_filter": {"seconds": labelled, "what": what},
+        "maps": {"seconds": maps, "what": what},
+        "rankings": rankings,
+        "ranking_pooling": MEAN,
+    }
+
+
+WAYS = {
+    "again": (index_nothing, answer_again),
+    "npy": (index_npy, answer_npy),
+    "zarr": (index_zarr, answer_zarr),
+}
+
+if __name__ == "__main__":
+    way = Path(sys.argv[3]).name
+    run(["numpy", "zarr"], *WAYS[way])

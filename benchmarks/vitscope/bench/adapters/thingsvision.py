@@ -1,0 +1,128 @@
+"""thingsvision: outputs of all modules in one pass, pooled by its user, one .npy file a module.
+
+`batch_extraction(module_names=…)` is its documented way to several modules at once and to anything
+that is done to their outputs; here one line, the mean over patches, and `save_features`. Its stock
+`extract_features(…, output_dir=…)` keeps every token of every module, as dense .npy files do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import torch
+from thingsvision import get_extractor_from_model
+from thingsvision.utils.storing import save_features
+
+from vitscope.bench.adapters.common import (
+    MEAN,
+    Json,
+    Pictures,
+    Ranking,
+    ask_all,
+    batches_of,
+    best_of,
+    common_label,
+    folder_bytes,
+    load_model,
+    run,
+    timed,
+    transform_of,
+)
+
+
+class Tool:
+    """The extractor, and the few lines around it."""
+
+    def __init__(self, task: Json) -> None:
+        self.task = task
+        model = load_model(task)
+        self.prefix = model.num_prefix_tokens
+        transform = transform_of(model)
+        self.pictures = Pictures(task, transform)
+        with quiet():
+            self.extractor = get_extractor_from_model(
+                model=model, device="cpu", backend="pt", preprocess=transform
+            )
+
+    def patches(self, layers: list[str], pictures: Pictures) -> Iterator[list[torch.Tensor]]:
+        """Activations of patches (B, P, C) of every layer, a batch after the other."""
+        names = [f"{layer}.act" for layer in layers]
+        with self.extractor.batch_extraction(module_names=names, output_type="tensor") as tool:
+            for batch, _ in batches_of(self.task, pictures):
+                found = tool.extract_batch(batch=batch, flatten_acts=False)
+                # Of a single module it gives the tensor itself.
+                some = [found[name] for name in names] if isinstance(found, dict) else [found]
+                yield [each[:, self.prefix :] for each in some]
+
+    def table(self, layers: list[str], pool: str) -> dict[str, Any]:
+        """Pooled activations (N, C) of every layer."""
+        parts = [
+            [each.mean(1) if pool == "mean" else each.amax(1) for each in found]
+            for found in self.patches(layers, self.pictures)
+        ]
+        whole = zip(*parts, strict=True)
+        return {layer: torch.cat(some).numpy() for layer, some in zip(layers, whole, strict=True)}
+
+
+def quiet() -> contextlib.AbstractContextManager[object]:
+    """What the tool prints goes where errors go."""
+    return contextlib.redirect_stdout(sys.stderr)
+
+
+def index(task: Json, folder: Path) -> Json:
+    """Pool all layers in one pass, and save them."""
+    tool = Tool(task)
+
+    def write() -> None:
+        for layer, values in tool.table(task["layers"], "mean").items():
+            with quiet():
+                save_features(values, out_path=str(folder / layer), file_format="npy")
+
+    seconds, _ = timed(write)
+    what = "one number a picture, layer and channel: their mean, in a .npy file a layer"
+    return {"index": {"seconds": seconds, "bytes": folder_bytes(folder), "what": what}}
+
+
+def answer(task: Json, folder: Path) -> Json:
+    """Sort columns of the files; run the model for the rest."""
+    k = task["k"]
+    layer, channel = task["questions"][0]
+    _, rows = common_label(task)
+
+    def opened(layer: str) -> Any:
+        return np.load(folder / layer / "features.npy", mmap_mode="r")
+
+    def ask(layer: str, channel: int) -> Ranking:
+        return best_of(opened(layer)[:, channel], k)
+
+    first, best = timed(lambda: ask(layer, channel))
+    hundredth, rankings = ask_all(task, ask)
+    labelled, _ = timed(lambda: best_of(opened(layer)[rows, channel], k))
+    tool = Tool(task)
+    few = Pictures(task, tool.pictures.transform, [int(row) for row, _ in best])
+    maps, _ = timed(lambda: [found[0][:, :, channel] for found in tool.patches([layer], few)])
+    other, _ = timed(lambda: best_of(tool.table([layer], "max")[layer][:, channel], k))
+    return {
+        "answers": {
+            "first_seconds": first,
+            "hundredth_seconds": hundredth,
+            "what": "a layer's file is mapped into memory, one column sorted by its user",
+        },
+        "other_pooling": {"seconds": other, "what": "all pictures again"},
+        "label_filter": {"seconds": labelled, "what": "rows of the file; it knows no labels"},
+        "maps": {"seconds": maps, "what": "the pictures again"},
+        "rankings": rankings,
+        "ranking_pooling": MEAN,
+    }
+
+
+if __name__ == "__main__":
+    run(["thingsvision"], index, answer)

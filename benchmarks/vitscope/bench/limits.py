@@ -1,0 +1,159 @@
+"""What the machine itself can do: the bounds that stand beside every figure.
+
+    python -m vitscope.bench.limits [--quick] [--device DEVICE] [--json FILE]
+
+Products of matrices as large as those of a ViT-B, copies within memory that are too large for the
+caches, a file written to the disk and read from it again past the page cache where the system
+allows it, and a byte that goes there and back over loopback. Each is the best of its rounds: a
+bound, not an average.
+"""
+
+from __future__ import annotations
+
+import argparse
+import mmap
+import os
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vitscope.bench.record import Row, timed, write
+
+PACKAGES = ("vitscope", "torch", "numpy")
+TOKENS, WIDTH, HIDDEN = 197 * 16, 768, 3072
+"""Of a ViT-B's feed-forward layer, 16 images at a time."""
+BLOCK = 1 << 22
+
+
+def main() -> int:
+    """Measure, print a table, write the result file."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--quick", action="store_true", help="less memory and disk, fewer rounds")
+    parser.add_argument("--device", default="cpu", help="where matrices are multiplied")
+    parser.add_argument("--json", type=Path, help="where to write the results")
+    args = parser.parse_args()
+    rows = list(limits(args.device, quick=args.quick))
+    for row in rows:
+        print(f"{row['what']:<44} {row['value']:>12,.2f} {row['unit']}", flush=True)
+    if args.json:
+        command = "python -m vitscope.bench.limits" + " --quick" * args.quick
+        write(args.json, f"{command} --device {args.device}", rows, PACKAGES)
+    return 0
+
+
+def limits(device: str, *, quick: bool) -> Iterator[Row]:
+    """One row for each bound."""
+    rounds, size = (5, 1 << 27) if quick else (20, 1 << 30)
+    for dtype in (torch.float32, torch.bfloat16) if device != "cpu" else (torch.float32,):
+        rate = matrix_rate(device, dtype, rounds)
+        name = str(dtype).removeprefix("torch.")
+        yield _row(f"matrix product, {name}", rate / 1e9, "GFLOP/s", f"matrix_{name}")
+    yield _row("copy within memory", memory_rate(size, rounds) / 1e9, "GB/s", "memory")
+    with tempfile.TemporaryDirectory() as folder:
+        written, read = disk_rates(Path(folder) / "file", size, max(2, rounds // 5))
+    yield _row("disk, written and synced", written / 1e6, "MB/s", "disk_write")
+    yield _row("disk, read past the page cache", read / 1e6, "MB/s", "disk_read")
+    trip = round_trip(200 if quick else 5_000)
+    yield _row("a byte there and back over loopback", trip * 1e3, "ms", "loopback")
+
+
+def _row(what: str, value: float, unit: str, name: str) -> Row:
+    return {"what": what, "name": name, "value": value, "unit": unit}
+
+
+def matrix_rate(device: str, dtype: torch.dtype, rounds: int) -> float:
+    """Floating point operations a second of (T, C) x (C, D)."""
+    left = torch.randn(TOKENS, WIDTH, device=device).to(dtype)
+    right = torch.randn(WIDTH, HIDDEN, device=device).to(dtype)
+
+    def product() -> None:
+        torch.mm(left, right)
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+    return 2.0 * TOKENS * WIDTH * HIDDEN / best(product, rounds)
+
+
+def memory_rate(size: int, rounds: int) -> float:
+    """Bytes a second that are read and written again, by all threads of torch."""
+    source = torch.ones(size, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    return 2.0 * size / best(lambda: target.copy_(source), rounds)
+
+
+def disk_rates(path: Path, size: int, rounds: int) -> tuple[float, float]:
+    """Bytes a second to the disk and from it."""
+    # Noise: some disks and file systems store repetitions in less.
+    data = np.random.default_rng(0).bytes(size)
+
+    def writing() -> None:
+        with path.open("wb", buffering=0) as file:
+            file.write(data)
+            os.fsync(file.fileno())
+
+    written = size / best(writing, rounds)
+
+    def reading() -> None:
+        with unbuffered(path) as (number, block):
+            while os.readv(number, [block]):
+                pass
+
+    return written, size / best(reading, rounds)
+
+
+@contextmanager
+def unbuffered(path: Path) -> Iterator[tuple[int, mmap.mmap]]:
+    """A file that is read from the disk, and aligned memory for a block of it."""
+    direct = getattr(os, "O_DIRECT", 0)
+    try:
+        number = os.open(path, os.O_RDONLY | direct)
+    except OSError:
+        # A file system in memory has no other way.
+        number = os.open(path, os.O_RDONLY)
+    try:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
+        yield number, mmap.mmap(-1, BLOCK)
+    finally:
+        os.close(number)
+
+
+def round_trip(count: int) -> float:
+    """Seconds of the best of so many."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def echo() -> None:
+            connection, _ = listener.accept()
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with connection:
+                while byte := connection.recv(1):
+                    connection.sendall(byte)
+
+        thread = threading.Thread(target=echo, daemon=True)
+        thread.start()
+        with socket.create_connection(listener.getsockname()) as there:
+            there.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+            def trip() -> None:
+                there.sendall(b"x")
+                there.recv(1)
+
+            found = best(trip, count)
+        thread.join()
+    return found
+
+
+def best(call: Callable[[], object], rounds: int) -> float:
+    """Seconds of the fastest of so many rounds, after one that warms up."""
+    call()
+    return min(timed(call) for _ in range(rounds)) / 1e3
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,376 @@
+"""vitscope beside other tools on the same model, pictures and questions, all run for real.
+
+    python -m vitscope.bench.peers [--quick] [--data DIR --model NAME --checkpoint FILE]
+        [--tool NAME …] [--venvs DIR] [--json FILE]
+
+The question: the best 20 pictures of any channel of any feed-forward layer. Each tool is installed
+from the package registry into an environment of its own, which sees this one's PyTorch, and is run
+by an adapter as its documentation has it; two processes, of which the first indexes and the second
+answers from what the first left. Three ways without a tool stand beside them: the model again for
+every question, and all activations in .npy files or through zarr-python. Tools that keep nothing
+index in no time and answer by a forward.
+
+Without --data, drawn scenes, and timm's ViT-Ti/16 with random weights, which are the same for all.
+Rankings are compared with plain hooks and NumPy where a tool pools, or can be told to pool, the
+mean over patch tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import vitscope.indexer  # noqa: F401  # isort: skip  # Sets what is read when torch is loaded.
+import numpy as np
+import timm
+import torch
+from safetensors.torch import save_file
+
+from vitscope.bench import adapters
+from vitscope.bench.adapters import common, naive
+from vitscope.bench.record import Row, write
+from vitscope.indexer.scenes import write_scenes
+
+PACKAGES = ("vitscope", "torch", "timm", "numpy", "zarr", "tensorstore", "faiss-cpu")
+MODEL = "vit_tiny_patch16_224"
+K, QUESTIONS = 20, 100
+OURS = "vitscope"
+CLOSE = 2e-3
+"""By how much scores may be apart, relative to the greatest: float16 and bfloat16 are kept."""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """Something that can be asked."""
+
+    name: str
+    module: str
+    """Of the adapter."""
+    installs: Sequence[Sequence[str]] = ()
+    """What pip is given, one time after the other, in an environment of its own; nothing for this
+    one's."""
+
+
+TOOLS = (
+    Tool(OURS, "own"),
+    Tool("model again", "naive"),
+    Tool("dense .npy", "naive"),
+    Tool("dense Zarr", "naive"),
+    Tool("semanticlens", "semanticlens", [["semanticlens==0.2.1"]]),
+    Tool("zennit-crp", "zennit_crp", [["zennit-crp==0.6.0"]]),
+    Tool("captum", "captum", [["captum==0.9.0"]]),
+    Tool("vit-prisma", "vit_prisma", [["vit-prisma==0.1.4"]]),
+    Tool(
+        "thingsvision",
+        "thingsvision",
+        [
+            # It asks for a torchvision of years ago; TensorFlow it wants to be imported at all.
+            [
+                "--no-deps",
+                "thingsvision==2.7.3",
+                "torchtyping",
+                "typeguard<3",
+                "h5py",
+                "scipy<1.15",
+            ],
+            ["tensorflow-cpu==2.15.1", "numpy==1.26.4"],
+        ],
+    ),
+    Tool(
+        "clip-retrieval",
+        "clip_retrieval",
+        # One of those that it needs imports `pkg_resources`, which newer ones have no more.
+        [["clip-retrieval==2.45.0", "autofaiss==2.18.0"], ["setuptools<70"]],
+    ),
+)
+TOLD = {
+    "index": "index",
+    "answers": "answers",
+    "other_pooling": "another pooling",
+    "label_filter": "label filter",
+    "maps": "maps",
+    "similar": "similar images, built",
+    "nearest": "asked",
+}
+FOLDERS = {"model again": "again", "dense .npy": "npy", "dense Zarr": "zarr"}
+
+
+def main() -> int:
+    """Run every tool, print a table, write the result file."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--quick", action="store_true", help="120 pictures")
+    parser.add_argument("--data", type=Path, help="a folder of pictures, one folder a label")
+    parser.add_argument("--limit", type=int, help="the first so many of them")
+    parser.add_argument("--model", default=MODEL, help="a model of timm")
+    parser.add_argument("--img-size", type=int, help="side of its input")
+    parser.add_argument("--checkpoint", type=Path, help="its weights; random without")
+    parser.add_argument("--tool", action="append", choices=[each.name for each in TOOLS])
+    parser.add_argument("--venvs", type=Path, help="where environments stay for the next time")
+    parser.add_argument("--json", type=Path, help="where to write the results")
+    args = parser.parse_args()
+    some = [each for each in TOOLS if not args.tool or each.name in (*args.tool, OURS)]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        task = task_of(args, folder)
+        (folder / "task.json").write_text(json.dumps(task))
+        found: dict[str, common.Json] = {}
+        for tool in some:
+            print(f"{tool.name} …", flush=True)
+            found[tool.name] = result_of(tool, args.venvs or folder / "venvs", folder)
+            told = found[tool.name].get("index", {}).get("seconds")
+            print(f"  {found[tool.name].get('error') or f'indexed in {told} s'}", flush=True)
+        truth = oracle(task)
+    rows = list(table(task, found))
+    notes = [*explanations(found), *agreement(found, truth)]
+    show(rows, notes, list(found))
+    if args.json:
+        write(args.json, command(args), rows, PACKAGES)
+        body = json.loads(args.json.read_text())
+        about = {key: task[key] for key in ("model", "model_kwargs", "batch_size", "threads")}
+        body |= {"tools": list(found), "notes": notes, "task": about}
+        body["results"] = {
+            name: {key: value for key, value in each.items() if key != "rankings"}
+            for name, each in found.items()
+        }
+        args.json.write_text(json.dumps(body, indent=1) + "\n")
+    return 0
+
+
+def command(args: argparse.Namespace) -> str:
+    """The command line with names for paths."""
+    words = ["python -m vitscope.bench.peers", *["--quick"] * args.quick, f"--model {args.model}"]
+    words += [f"--data {args.data.name}"] if args.data else []
+    words += [f"--limit {args.limit}"] if args.limit else []
+    words += [f"--img-size {args.img_size}"] if args.img_size else []
+    words += [f"--checkpoint {args.checkpoint.name}"] if args.checkpoint else []
+    return " ".join(words)
+
+
+def task_of(args: argparse.Namespace, folder: Path) -> common.Json:
+    """What every tool is given."""
+    limit = args.limit or (120 if args.quick else 1_000)
+    data = folder / "pictures"
+    labelled_pictures(args.data, data, limit)
+    pictures = sorted(path for path in data.rglob("*") if path.is_file())
+    kwargs: dict[str, Any] = {"num_classes": 0}
+    if args.img_size:
+        kwargs["img_size"] = args.img_size
+    weights = args.checkpoint
+    model: Any = timm.create_model(args.model, **kwargs)
+    if weights is None:
+        torch.manual_seed(0)
+        # With its head: some tools take no model without one.
+        whole = timm.create_model(args.model)
+        weights = folder / "weights.safetensors"
+        save_file(whole.state_dict(), weights)
+    layers = [
+        name.removesuffix(".act") for name, _ in model.named_modules() if name.endswith(".act")
+    ]
+    channels = model.get_submodule(layers[0]).fc1.out_features
+    draw = random.Random(0)
+    return {
+        "data": str(data),
+        "pictures": list(map(str, pictures)),
+        "labels": [path.parent.name for path in pictures],
+        "model": args.model,
+        "model_kwargs": kwargs,
+        "weights": str(weights),
+        "layers": layers,
+        "channels": channels,
+        "k": K,
+        "questions": [[draw.choice(layers), draw.randrange(channels)] for _ in range(QUESTIONS)],
+        "batch_size": 16,
+        "threads": len(os.sched_getaffinity(0)),
+    }
+
+
+def labelled_pictures(source: Path | None, target: Path, limit: int) -> None:
+    """Links to so many pictures in folders of their labels."""
+    if source is None:
+        source = target.with_name("scenes")
+        write_scenes(source, limit)
+        source = source / "images"
+    suffixes = {".jpg", ".jpeg", ".png"}
+    found = sorted(path for path in source.rglob("*") if path.suffix.lower() in suffixes)
+    for path in found[:limit]:
+        # ImageNet's files begin with a synset; its first letters are a coarse class.
+        label = path.parent.name if path.parent != source else path.name[:3]
+        (target / label).mkdir(parents=True, exist_ok=True)
+        (target / label / path.name).symlink_to(path.resolve())
+
+
+def result_of(tool: Tool, venvs: Path, folder: Path) -> common.Json:
+    """What its adapter found, or `error`."""
+    try:
+        python, install = environment(tool, venvs)
+    except subprocess.CalledProcessError as error:
+        return {"error": f"could not be installed: {_last(error.stderr)}"}
+    out = folder / f"{tool.module}.json"
+    place = folder / FOLDERS.get(tool.name, tool.module)
+    module = f"{adapters.__name__}.{tool.module}"
+    environ = dict(os.environ)
+    if tool.installs:
+        environ["PYTHONPATH"] = str(copied(folder / "adapters"))
+    place.mkdir()
+    done = subprocess.run(
+        [python, "-m", module, folder / "task.json", out, place],
+        capture_output=True,
+        text=True,
+        env=environ,
+        check=False,
+    )
+    shutil.rmtree(place)
+    if done.returncode:
+        return {"error": f"failed: {_last(done.stderr)}"}
+    result: common.Json = json.loads(out.read_text())
+    out.unlink()
+    return {**result, "install_seconds": install}
+
+
+def copied(target: Path) -> Path:
+    """The adapters alone, as other interpreters import them."""
+    package = target.joinpath(*adapters.__name__.split("."))
+    if not package.exists():
+        shutil.copytree(Path(adapters.__path__[0]), package)
+    return target
+
+
+def environment(tool: Tool, venvs: Path) -> tuple[str, float]:
+    """The interpreter of a tool, installed at first, and the seconds that this took."""
+    if not tool.installs:
+        return sys.executable, 0.0
+    place = (venvs / tool.module).resolve()
+    python = place / "bin" / "python"
+    start = time.monotonic()
+    if not (place / "installed").exists():
+        shutil.rmtree(place, ignore_errors=True)
+        venv.create(place, with_pip=True)
+        [site] = place.glob("lib/python*/site-packages")
+        # PyTorch is there already, and gigabytes; what a tool wants otherwise it gets itself.
+        (site / "shared.pth").write_text(str(Path(torch.__file__).parents[1]) + "\n")
+        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        for words in tool.installs:
+            run_quietly([*pip, *words])
+        (place / "installed").touch()
+    return str(python), time.monotonic() - start
+
+
+def run_quietly(command: Sequence[Any]) -> None:
+    """Raise `CalledProcessError`, with what it said, where a command fails."""
+    subprocess.run(command, capture_output=True, text=True, check=True)
+
+
+def _last(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"
+
+
+def oracle(task: common.Json) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+    """Means over patches of all pictures (N,) for the questions that are compared."""
+    model, pictures = naive.prepare(task)
+    asked = task["questions"][: common.RANKINGS]
+    found: dict[str, list[Any]] = {f"{layer}|{channel}": [] for layer, channel in asked}
+    layers = sorted({layer for layer, _ in asked})
+    batches = common.batches_of(task, pictures)
+    for values in naive.activations(model, layers, batches):
+        for layer, channel in asked:
+            part = values[layers.index(layer)][:, model.num_prefix_tokens :, channel].mean(1)
+            found[f"{layer}|{channel}"].append(part.numpy())
+    return {key: np.concatenate(parts) for key, parts in found.items()}
+
+
+def table(task: common.Json, found: Mapping[str, common.Json]) -> Iterator[Row]:
+    """One row for each thing that is compared."""
+    count = len(task["pictures"])
+
+    def values(key: str, part: str, scale: float = 1.0) -> dict[str, float]:
+        return {
+            name: each[key][part] * scale
+            for name, each in found.items()
+            if part in each.get(key, {}) and each[key][part] is not None
+        }
+
+    seconds = values("index", "seconds")
+    speeds = {name: count / each for name, each in seconds.items() if each}
+    yield {"what": "indexing", "unit": "images/s", "better": "more", "values": speeds}
+    for what, key, part, unit, scale in (
+        ("on disk", "index", "bytes", "MB", 1e-6),
+        ("first answer", "answers", "first_seconds", "ms", 1e3),
+        ("hundredth answer", "answers", "hundredth_seconds", "ms", 1e3),
+        ("hundredth, from a server", "answers", "over_loopback_seconds", "ms", 1e3),
+        ("another pooling", "other_pooling", "seconds", "ms", 1e3),
+        ("with a label filter", "label_filter", "seconds", "ms", 1e3),
+        ("maps of the best 20", "maps", "seconds", "ms", 1e3),
+        ("10 similar images", "nearest", "query_seconds", "ms", 1e3),
+    ):
+        row = values(key, part, scale)
+        yield {"what": what, "unit": unit, "better": "less", "values": row}
+
+
+def explanations(found: Mapping[str, common.Json]) -> Iterator[str]:
+    """What each tool does, and cannot."""
+    for name, each in found.items():
+        if "error" in each:
+            yield f"**{name}** {each['error'].rstrip('.')}."
+            continue
+        version = each["versions"].get(name)
+        yield f"**{name}**{f' {version}' if version else ''}: " + "; ".join(
+            f"{what}: {each[key]['what']}" for key, what in TOLD.items() if key in each
+        )
+        for key, why in each.get("cannot", {}).items():
+            yield f"**{name}** cannot do {key.replace('_', ' ')}: {why}."
+
+
+def agreement(
+    found: Mapping[str, common.Json], truth: Mapping[str, np.ndarray[Any, np.dtype[np.float32]]]
+) -> Iterator[str]:
+    """Whether rankings are those of plain hooks, up to what a tool's precision leaves open."""
+    for name, each in found.items():
+        rankings = each.get("rankings", {})
+        if not rankings:
+            continue
+        same = close = 0
+        farthest = 0.0
+        for key, ranking in rankings.items():
+            scores = truth[key]
+            rows = [int(row) for row, _ in ranking if row >= 0]
+            best = [int(row) for row, _ in common.best_of(scores, len(ranking))]
+            same += rows == best
+            scale = float(np.abs(scores).max()) or 1.0
+            # As good as the best, where other rows are given.
+            gap = np.abs(np.sort(scores[rows])[::-1] - scores[best][: len(rows)]).max(initial=0)
+            close += bool(len(rows) == len(best) and gap <= CLOSE * scale)
+            told = np.array([score for row, score in ranking if row >= 0])
+            farthest = max(farthest, float(np.abs(told - scores[rows]).max(initial=0)) / scale)
+        yield (
+            f"**{name}**, {each['ranking_pooling']}: {same} of {len(rankings)} rankings are those "
+            f"of plain hooks, {close} up to ties within {CLOSE:g} of the greatest score; scores "
+            f"differ by {farthest:.1e} of it at most."
+            + (f" Why: {each['ranking_note']}." if "ranking_note" in each else "")
+        )
+
+
+def show(rows: Sequence[Row], notes: Sequence[str], names: Sequence[str]) -> None:
+    """Print the table."""
+    print("\n" + " " * 34 + " ".join(f"{name:>14}" for name in names))
+    for row in rows:
+        cells = (row["values"].get(name) for name in names)
+        words = (f"{'–' if value is None else f'{value:,.3g}':>14}" for value in cells)
+        print(f"{row['what'] + ', ' + row['unit']:<34}" + " ".join(words))
+    print("\n".join(["", *notes]), flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,177 @@
+"""A run as pages for people: one Markdown file and plots beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from vitscope.bench import plots
+from vitscope.bench.figures import Body, Figure, figures_of
+from vitscope.bench.growth import COSTS
+from vitscope.bench.suite import SUITE
+
+NAME = "report.md"
+HEADINGS = {
+    "index": "Indexing",
+    "store": "The store",
+    "query": "Questions",
+    "serve": "Serving",
+    "growth": "How cost grows",
+    "peers": "Beside other tools",
+}
+_READING = """\
+Every figure is a median; in brackets are the quartiles. `×` is the ratio to the floor of the same
+row (its first line, ×1), the median of the ratios of rounds that were run in turns: it carries over
+to other machines, milliseconds do not. The bound is what this machine would take at least for the
+same work, by the limits that were measured in the same run; the percentage is how much of the time
+the bound explains.
+"""
+
+
+def write_report(body: Body, folder: Path) -> Path:
+    """Write `report.md` and the plots it shows; gives its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [*_head(body), *_limits(body)]
+    figures = {part: list(some) for part, some in groupby(figures_of(body), lambda f: f.part)}
+    for area, heading in HEADINGS.items():
+        parts = [each.name for each in SUITE if each.area == area and each.name in body["parts"]]
+        if not parts:
+            continue
+        lines += [f"## {heading}", ""]
+        for part in parts:
+            lines += _part(part, body["parts"][part], figures.get(part, []), folder)
+    path = folder / NAME
+    path.write_text("\n".join(lines).rstrip() + "\n")
+    return path
+
+
+def _head(body: Body) -> Iterator[str]:
+    yield "# What vitscope costs on this machine"
+    yield ""
+    yield f"`{body['command']}`, {body['date']}, {body['seconds'] / 60:.0f} minutes."
+    yield f"{body['processor']}, {body['threads']} threads, Python {body['python']}."
+    versions = (f"{name} {found}" for name, found in body["versions"].items() if found != "absent")
+    yield ", ".join(versions) + "."
+    yield ""
+    yield _READING
+    if body.get("quick"):
+        yield "A quick run: small data and few rounds. Use it to look around, not to decide.\n"
+    if "--device" not in body["command"]:
+        yield (
+            "**No figure of a GPU is in it.** They come from `vitscope bench index --device cuda` "
+            "on a machine that has one.\n"
+        )
+
+
+def _limits(body: Body) -> Iterator[str]:
+    rows = body["parts"].get("limits", {}).get("rows", ())
+    if rows:
+        yield from ("## The machine's limits", "", "| | |", "|---|---:|")
+        for row in rows:
+            yield f"| {row['what']} | {row['value']:,.3g} {row['unit']} |"
+        yield ""
+
+
+def _part(name: str, body: Body, figures: Sequence[Figure], folder: Path) -> Iterator[str]:
+    about = (import_module(f"vitscope.bench.{name}").__doc__ or "").split("\n\n")
+    yield f"### {about[0].strip()}"
+    yield ""
+    yield from (" ".join(each.split()) + "\n" for each in about[2:])
+    if figures:
+        yield from _table(figures)
+        yield from _picture(plots.ratios(figures), f"ratios-{name}.png", folder)
+    special = _SPECIAL.get(name)
+    if special:
+        yield from special(body, folder)
+
+
+def _table(figures: Sequence[Figure]) -> Iterator[str]:
+    yield from ("| | | ms | × | bound, ms | |", "|---|---|---:|---:|---:|---:|")
+    for what, some in groupby(figures, lambda figure: figure.what):
+        for number, each in enumerate(some):
+            low, high = each.quartiles
+            ratio = "1" if each.is_floor else _ratio(each)
+            bound = share = ""
+            if each.bound:
+                bound, share = f"{each.bound.ms:,.3g}", f"{each.bound.ms / each.ms:.0%}"
+            taken = f"{each.ms:,.3g} ({low:,.3g}–{high:,.3g})"
+            name = "" if number else what
+            yield f"| {name} | {each.side} | {taken} | {ratio} | {bound} | {share} |"
+    yield ""
+    why = sorted({figure.bound.why for figure in figures if figure.bound})
+    yield from (f"Bound: {each}.\n" for each in why[:4])
+
+
+def _ratio(figure: Figure) -> str:
+    low, high = figure.ratio_quartiles
+    if low == high:
+        return f"{figure.ratio:.3g}"
+    return f"{figure.ratio:.3g} ({low:.3g}–{high:.3g})"
+
+
+def _overload(body: Body, _: Path) -> Iterator[str]:
+    for row in body["rows"]:
+        yield from ("| | calls | median, ms | 99 %, ms |", "|---|---:|---:|---:|")
+        for what in ("unloaded", "accepted", "refused", "after"):
+            found = row[what]["all"]
+            yield (
+                f"| {what} | {found['calls']:,} | {found['p50_ms']:,.2f} | {found['p99_ms']:,.1f} |"
+            )
+        yield ""
+        memory = row["memory_MB"]
+        yield (
+            f"{row['begun_per_second']:,.0f} calls a second, {row['capacity_per_second']:,.0f} are "
+            f"what it can answer. Accepted calls take × {row['accepted_p99_to_unloaded']:.2f} as "
+            f"long as unloaded (99 %); memory grew by {memory['growth']:+.1%}; health was "
+            f"{', '.join(row['health']['codes'])}.\n"
+        )
+
+
+def _growth(body: Body, folder: Path) -> Iterator[str]:
+    for row in body["rows"]:
+        costs = [cost for cost in COSTS if cost in row["points"][0]]
+        yield f"{row['what'][0].upper()}{row['what'][1:]}:\n"
+        yield "| n | " + " | ".join(f"{cost}, {COSTS[cost]}" for cost in costs) + " |"
+        yield "|---:" * (len(costs) + 1) + "|"
+        for point in row["points"]:
+            yield f"| {point['n']:,} | " + " | ".join(f"{point[c]:,.4g}" for c in costs) + " |"
+        found = " | ".join(f"**{row['exponents'][cost]:.2f}**" for cost in costs)
+        yield f"| **exponent** | {found} |"
+        yield ""
+    yield from _picture(plots.growth(body["rows"]), "growth.png", folder)
+
+
+def _peers(body: Body, folder: Path) -> Iterator[str]:
+    names = body["tools"]
+    yield "| | " + " | ".join(names) + " |"
+    yield "|---" + "|---:" * len(names) + "|"
+    for row in body["rows"]:
+        cells = (_cell(row, name) for name in names)
+        yield f"| {row['what']}, {row['unit']} | " + " | ".join(cells) + " |"
+    yield ""
+    yield "In brackets: how many times better (more than 1) or worse vitscope does.\n"
+    yield from (f"- {line}" for line in body["notes"])
+    yield ""
+    yield from _picture(plots.peers(body), "peers.png", folder)
+
+
+def _cell(row: Mapping[str, Any], name: str) -> str:
+    value = row["values"].get(name)
+    if value is None:
+        return "–"
+    ours = row["values"].get("vitscope")
+    if name == "vitscope" or not ours or not value:
+        return f"{value:,.3g}"
+    factor = ours / value if row["better"] == "more" else value / ours
+    return f"{value:,.3g} ({factor:,.3g})"
+
+
+def _picture(figure: Any, name: str, folder: Path) -> Iterator[str]:
+    figure.savefig(folder / name, dpi=110)
+    yield f"![{name.removesuffix('.png')}]({name})\n"
+
+
+_SPECIAL = {"overload": _overload, "growth": _growth, "peers": _peers}

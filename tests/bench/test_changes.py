@@ -1,0 +1,141 @@
+"""Two runs side by side: what counts as a change, and what as noise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from synthetic import run_vitscope
+
+from vitscope.bench.changes import changes, missing, table
+from vitscope.bench.commands import bench
+from vitscope.bench.figures import bound_of, figures_of
+from vitscope.bench.record import compared
+from vitscope.bench.suite import AREAS, SUITE
+
+LIMITS = {
+    "matrix_float32": 100.0,
+    "memory": 10.0,
+    "disk_write": 500.0,
+    "disk_read": 800.0,
+    "loopback": 0.02,
+}
+
+
+def a_run(taken: dict[str, list[float]], floor: list[float], **parts: Any) -> dict[str, Any]:
+    """Figures of a run with one row, of which some sides took so long."""
+    row = compared("a question", {"floor": floor, **taken}, "floor")
+    limits = [{"name": name, "value": value} for name, value in LIMITS.items()]
+    return {
+        "processor": "one",
+        "threads": 2,
+        "quick": True,
+        "parts": {"limits": {"rows": limits}, "answers": {"rows": [row]}, **parts},
+    }
+
+
+FLOOR = [1.0, 1.1, 1.2, 1.0, 1.1]
+
+
+def test_twice_as_slow_is_a_change_and_noise_is_none() -> None:
+    before = a_run({"slow": [4.0] * 5, "same": [3.0, 3.3, 3.6, 3.0, 3.3]}, FLOOR)
+    after = a_run({"slow": [8.0] * 5, "same": [3.1, 3.2, 3.6, 3.1, 3.2]}, FLOOR)
+    slow, same = changes(before, after)
+    assert (slow.after.side, slow.beyond_spread, slow.factor) == ("slow", True, 2)
+    assert (same.after.side, same.beyond_spread) == ("same", False)
+    assert slow.beyond(0.5)
+    assert not slow.beyond(1.5)
+    # Faster is a change too, but nothing to fail by.
+    [back, _] = changes(after, before)
+    assert back.beyond_spread
+    assert not back.beyond(0.0)
+    marked = [line for line in table([slow, same]) if line.startswith("!")]
+    assert len(marked) == 1
+    assert "a question: slow" in marked[0]
+
+
+@given(st.floats(0.01, 100), st.floats(0.5, 2))
+def test_a_slower_machine_is_no_change(speed: float, ratio: float) -> None:
+    before = a_run({"side": [ratio * each for each in FLOOR]}, FLOOR)
+    after = a_run(
+        {"side": [ratio * each * speed for each in FLOOR]}, [each * speed for each in FLOOR]
+    )
+    [change] = changes(before, after)
+    assert change.factor == pytest.approx(1)
+    assert not change.beyond_spread
+    assert not change.beyond(0.01)
+
+
+def test_what_is_no_longer_measured_is_told_of_parts_that_ran() -> None:
+    before = a_run(
+        {"side": FLOOR, "gone": FLOOR}, FLOOR, other={"rows": [compared("x", {"a": FLOOR}, "a")]}
+    )
+    after = a_run({"side": FLOOR}, FLOOR)
+    assert [figure.side for figure in missing(before, after)] == ["gone"]
+
+
+def test_bounds_are_of_the_limits_that_were_measured() -> None:
+    forward = {"what": "x", "operations": 3e9, "images": 2}
+    bound = bound_of("forward", forward, LIMITS)
+    assert bound is not None
+    # 3 GFLOP at 100 GFLOP/s.
+    assert bound.ms == pytest.approx(30)
+    assert "1.50 GFLOP an image" in bound.why
+    written = bound_of("store", {"what": "write it", "bytes": 5e8}, LIMITS)
+    assert written is not None
+    assert written.ms == pytest.approx(1000)
+    read = bound_of("store", {"what": "read it", "bytes": 5e8}, LIMITS)
+    assert read is not None
+    assert read.ms == pytest.approx(50)
+    asked = bound_of("questions", {"what": "ask", "bytes": 10_000_000}, LIMITS)
+    assert asked is not None
+    assert asked.ms == pytest.approx(1.02)
+    assert bound_of("forward", forward, {}) is None
+    assert bound_of("scale", {"what": "x"}, LIMITS) is None
+
+
+def test_floors_are_no_changes() -> None:
+    run = a_run({"side": FLOOR}, FLOOR)
+    assert [figure.is_floor for figure in figures_of(run)] == [True, False]
+    assert [change.after.side for change in changes(run, run)] == ["side"]
+
+
+def test_the_command_compares_two_files(tmp_path: Path) -> None:
+    before, after = tmp_path / "before.json", tmp_path / "after.json"
+    before.write_text(json.dumps(a_run({"slow": [4.0] * 5}, FLOOR)))
+    after.write_text(json.dumps(a_run({"slow": [8.0] * 5}, FLOOR) | {"processor": "other"}))
+    done = run_vitscope("bench", "--compare", str(before), str(after))
+    assert done.returncode == 0, done.stderr
+    assert "! answers" in done.stdout
+    assert "They differ in processor: one and other." in done.stderr
+
+
+def test_areas_that_are_none_are_told() -> None:
+    done = run_vitscope("bench", "indexing")
+    assert done.returncode == 2
+    assert "'indexing' is none of index, store, query, serve, growth, peers, all" in done.stderr
+
+
+def test_the_command_names_the_areas_of_the_suite() -> None:
+    assert set(bench._AREAS) == {each.area for each in SUITE} - {"limits"}
+    assert bench._AREAS == AREAS
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "cannot be read"), ("{", "no file of figures"), ("[]", "no file of figures")],
+)
+def test_a_file_that_is_none_is_told_in_a_sentence(
+    tmp_path: Path, content: str | None, words: str
+) -> None:
+    path = tmp_path / "figures.json"
+    if content is not None:
+        path.write_text(content)
+    done = run_vitscope("bench", "--compare", str(path), str(path))
+    assert done.returncode == 4
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,192 @@
+"""The suite: what was done is kept, what failed is told, and the report shows all of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitscope.bench import growth, limits, peers, suite
+from vitscope.bench.record import compared
+from vitscope.bench.report import write_report
+from vitscope.bench.suite import SUITE, BenchError, Benchmark, chosen, run_suite
+
+
+def test_all_benchmarks_are_in_the_suite() -> None:
+    package = Path(suite.__file__).parent
+    runnable = {
+        path.stem
+        for path in package.glob("*.py")
+        if 'add_argument("--json"' in path.read_text() or 'add("--json"' in path.read_text()
+    }
+    # By hand: they judge channels, or are part of growth.
+    assert runnable - {each.name for each in SUITE} == {"background", "memory"}
+
+
+def test_an_area_has_its_benchmarks_and_the_limits() -> None:
+    assert [each.name for each in chosen(["store"])] == ["limits", "store"]
+    assert chosen(suite.AREAS) == list(SUITE)
+
+
+def test_what_was_done_is_kept_when_a_run_is_cut_short(tmp_path: Path) -> None:
+    good, bad = Benchmark("limits", "limits"), Benchmark("limits", "store", quick=("--nonsense",))
+    said: list[str] = []
+    with pytest.raises(BenchError, match="limits ended with 2"):
+        run_suite([good, bad], tmp_path, quick=True, device="cpu", say=said.append)
+    # The same name and other arguments: nothing of it is taken for the other.
+    assert not (tmp_path / suite.PARTS / "limits.json").exists()
+    run_suite([good], tmp_path, quick=True, device="cpu", say=said.append)
+    said.clear()
+    body = run_suite([good], tmp_path, quick=True, device="cpu", say=said.append)
+    assert said == ["[1/1] limits: kept from the run that was cut short"]
+    names = {row["name"] for row in body["parts"]["limits"]["rows"]}
+    assert names == {"matrix_float32", "memory", "disk_write", "disk_read", "loopback"}
+    assert all(row["value"] > 0 for row in body["parts"]["limits"]["rows"])
+    suite.forget(tmp_path)
+    assert not (tmp_path / suite.PARTS).exists()
+
+
+def test_matrix_rates_count_a_product_and_a_sum_each() -> None:
+    # A rate from far off would be a mistake of counting: no processor does 1e15.
+    assert 1e8 < limits.matrix_rate("cpu", torch.float32, 2) < 1e15
+
+
+def test_exponents_are_those_of_powers() -> None:
+    points = [
+        {"n": n, "seconds": 3 * n**1.5, "memory": 7.0, "disk": 2.0 * n} for n in (10, 20, 80, 320)
+    ]
+    found = growth.exponents(points)
+    assert found == pytest.approx({"seconds": 1.5, "memory": 0, "disk": 1}, abs=1e-9)
+
+
+FLOOR = [1.0, 1.1, 1.2]
+PEERS = {
+    "tools": ["vitscope", "other"],
+    "notes": ["**other** cannot do maps: it has none."],
+    "rows": [
+        {
+            "what": "indexing",
+            "unit": "images/s",
+            "better": "more",
+            "values": {"vitscope": 20.0, "other": 10.0},
+        },
+        {"what": "maps", "unit": "ms", "better": "less", "values": {"vitscope": 2.0}},
+        {
+            "what": "hundredth answer",
+            "unit": "ms",
+            "better": "less",
+            "values": {"vitscope": 4.0, "other": 1.0},
+        },
+    ],
+}
+POINTS = [{"n": n, "seconds": 1.0 * n, "memory": 5.0 * n, "disk": 2.0 * n} for n in (10, 100)]
+
+
+def a_body() -> dict[str, Any]:
+    """Figures of every kind."""
+    row = compared("a question", {"floor": FLOOR, "side": [3.0, 3.1, 3.3]}, "floor", bytes=1_000)
+    grown = {"what": "pictures", "points": POINTS, "exponents": growth.exponents(POINTS)}
+    measured = [
+        {"what": "loopback", "name": "loopback", "value": 0.1, "unit": "ms"},
+        {"what": "copies", "name": "memory", "value": 10.0, "unit": "GB/s"},
+    ]
+    return {
+        "command": "vitscope bench all --quick",
+        "date": "2026-01-01",
+        "processor": "some processor",
+        "threads": 2,
+        "python": "3.11",
+        "versions": {"vitscope": "0", "faiss-gpu": "absent"},
+        "seconds": 60.0,
+        "quick": True,
+        "parts": {
+            "limits": {"rows": measured},
+            "answers": {"rows": [row]},
+            "growth": {"rows": [grown]},
+            "peers": PEERS,
+        },
+    }
+
+
+def test_the_report_tells_figures_bounds_growth_and_peers(tmp_path: Path) -> None:
+    path = write_report(a_body(), tmp_path / "out")
+    text = path.read_text()
+    assert "| a question | floor | 1.1 (1.05–1.15) | 1 | 0.1 | 9% |" in text
+    assert "|  | side | 3.1 (3.05–3.2) | 2.82 (2.78–2.91) | 0.1 | 3% |" in text
+    assert "| **exponent** | **1.00** | **1.00** | **1.00** |" in text
+    # Twice as good, and four times worse.
+    assert "| indexing, images/s | 20 | 10 (2) |" in text
+    assert "| hundredth answer, ms | 4 | 1 (0.25) |" in text
+    assert "| maps, ms | 2 | – |" in text
+    assert "**No figure of a GPU is in it.**" in text
+    assert "absent" not in text
+    shown = [line[line.index("(") + 1 : -1] for line in text.splitlines() if line.startswith("![")]
+    assert shown == ["ratios-answers.png", "growth.png", "peers.png"]
+    for name in shown:
+        with Image.open(path.parent / name) as picture:
+            pixels = np.asarray(picture.convert("L"))
+        # Something is drawn on it.
+        assert (pixels < 128).mean() > 0.001
+
+
+def test_a_gpu_run_does_not_say_that_there_is_none(tmp_path: Path) -> None:
+    body = a_body() | {"command": "vitscope bench index --device cuda"}
+    assert "No figure of a GPU" not in write_report(body, tmp_path).read_text()
+
+
+def test_agreement_is_judged_by_scores_where_rows_tie() -> None:
+    truth = {"a|0": np.array([3.0, 2.0, 2.0, 1.0], np.float32)}
+    rankings = {
+        "right": [[0, 3.0], [1, 2.0]],
+        "tied": [[0, 3.0], [2, 2.0]],
+        "wrong": [[0, 3.0], [3, 1.0]],
+        "short": [[0, 3.0], [-1, 0.0]],
+    }
+    found = {
+        name: {"rankings": {"a|0": ranking}, "ranking_pooling": "mean"}
+        for name, ranking in rankings.items()
+    }
+    lines = list(peers.agreement(found, truth))
+    assert "1 of 1 rankings are those of plain hooks, 1 up to ties" in lines[0]
+    assert "0 of 1 rankings are those of plain hooks, 1 up to ties" in lines[1]
+    assert "0 of 1 rankings are those of plain hooks, 0 up to ties" in lines[2]
+    assert "0 of 1 rankings are those of plain hooks, 0 up to ties" in lines[3]
+
+
+def test_a_tool_that_fails_is_told_and_leaves_its_row_open(tmp_path: Path) -> None:
+    (tmp_path / "task.json").write_text(json.dumps({"threads": 1}))
+    found = peers.result_of(peers.TOOLS[1], tmp_path / "venvs", tmp_path)
+    assert found["error"].startswith("failed: KeyError")
+    [line] = peers.explanations({"model again": found})
+    assert line.startswith("**model again** failed: KeyError")
+    rows = list(peers.table({"pictures": ["x"]}, {"model again": found}))
+    assert all(row["values"] == {} for row in rows)
+
+
+def test_peers_run_for_real_and_agree_with_plain_hooks(tmp_path: Path) -> None:
+    """Those that need nothing installed; the others differ by their adapter alone."""
+    path = tmp_path / "peers.json"
+    command = [sys.executable, "-m", "vitscope.bench.peers", "--limit", "10", "--json", str(path)]
+    command += ["--tool", "dense .npy", "--tool", "dense Zarr"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    body = json.loads(path.read_text())
+    assert body["tools"] == ["vitscope", "dense .npy", "dense Zarr"]
+    for row in body["rows"]:
+        only_ours = row["what"] in ("hundredth, from a server", "10 similar images")
+        assert set(row["values"]) == set(body["tools"][: 1 if only_ours else 3])
+        assert all(value > 0 for value in row["values"].values())
+    agreed = [note for note in body["notes"] if "rankings are those of plain hooks" in note]
+    assert len(agreed) == 3
+    for note in agreed:
+        assert "20 up to ties within" in note
+    # Neither paths nor rankings of this machine.
+    assert str(Path.home()) not in path.read_text()
+    assert "rankings" not in body["results"]["vitscope"]
