@@ -3,9 +3,9 @@
     python -m vitscope.bench.limits [--quick] [--device DEVICE] [--json FILE]
 
 Products of matrices as large as those of a ViT-B, copies within memory that are too large for the
-caches, a file written to the disk and read from it again past the page cache where the system
-allows it, and a byte that goes there and back over loopback. Each is the best of its rounds: a
-bound, not an average.
+caches, with a device also within its memory and to it, a file written to the disk and read from it
+again past the page cache where the system allows it, and a byte that goes there and back over
+loopback. Each is the best of its rounds: a bound, not an average.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vitscope.bench.record import Row, timed, write
 
 PACKAGES = ("vitscope", "torch", "numpy")
 TOKENS, WIDTH, HIDDEN = 197 * 16, 768, 3072
-"""Of a ViT-B's feed-forward layer, 16 images at a time."""
+"""Of a ViT-B's feed-forward layer, 16 images at a time; a device is given 256."""
 BLOCK = 1 << 22
 
 
@@ -49,12 +49,18 @@ def main() -> int:
 
 def limits(device: str, *, quick: bool) -> Iterator[Row]:
     """One row for each bound."""
-    rounds, size = (5, 1 << 27) if quick else (20, 1 << 30)
+    rounds, size = (5, 1 << 29) if quick else (20, 1 << 30)
     for dtype in (torch.float32, torch.bfloat16) if device != "cpu" else (torch.float32,):
         rate = matrix_rate(device, dtype, rounds)
         name = str(dtype).removeprefix("torch.")
         yield _row(f"matrix product, {name}", rate / 1e9, "GFLOP/s", f"matrix_{name}")
-    yield _row("copy within memory", memory_rate(size, rounds) / 1e9, "GB/s", "memory")
+    if device != "cpu":
+        # Much of a card's memory is cache at the sizes that do for a processor.
+        inside = copy_rate(8 * size, rounds, device, device)
+        yield _row("copy within the device's memory", inside / 1e9, "GB/s", "device_memory")
+        over = copy_rate(size, rounds, "cpu", device) / 2
+        yield _row("copy to the device", over / 1e9, "GB/s", "to_device")
+    yield _row("copy within memory", copy_rate(size, rounds) / 1e9, "GB/s", "memory")
     with tempfile.TemporaryDirectory() as folder:
         written, read = disk_rates(Path(folder) / "file", size, max(2, rounds // 5))
     yield _row("disk, written and synced", written / 1e6, "MB/s", "disk_write")
@@ -69,22 +75,29 @@ def _row(what: str, value: float, unit: str, name: str) -> Row:
 
 def matrix_rate(device: str, dtype: torch.dtype, rounds: int) -> float:
     """Floating point operations a second of (T, C) x (C, D)."""
-    left = torch.randn(TOKENS, WIDTH, device=device).to(dtype)
+    tokens = TOKENS * (1 if device == "cpu" else 16)
+    left = torch.randn(tokens, WIDTH, device=device).to(dtype)
     right = torch.randn(WIDTH, HIDDEN, device=device).to(dtype)
+    taken = best(done(device, lambda: torch.mm(left, right)), rounds)
+    return 2.0 * tokens * WIDTH * HIDDEN / taken
 
-    def product() -> None:
-        torch.mm(left, right)
+
+def copy_rate(size: int, rounds: int, source: str = "cpu", target: str = "cpu") -> float:
+    """Bytes a second that are read and written again, by all threads of torch or a device."""
+    there = torch.empty(size, dtype=torch.uint8, device=target)
+    here = torch.ones(size, dtype=torch.uint8, device=source, pin_memory=source != target)
+    return 2.0 * size / best(done(target, lambda: there.copy_(here)), rounds)
+
+
+def done(device: str, call: Callable[[], object]) -> Callable[[], None]:
+    """A call that ends when a device has done what it was given."""
+
+    def wait() -> None:
+        call()
         if device.startswith("cuda"):
             torch.cuda.synchronize()
 
-    return 2.0 * TOKENS * WIDTH * HIDDEN / best(product, rounds)
-
-
-def memory_rate(size: int, rounds: int) -> float:
-    """Bytes a second that are read and written again, by all threads of torch."""
-    source = torch.ones(size, dtype=torch.uint8)
-    target = torch.empty_like(source)
-    return 2.0 * size / best(lambda: target.copy_(source), rounds)
+    return wait
 
 
 def disk_rates(path: Path, size: int, rounds: int) -> tuple[float, float]:

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
@@ -119,10 +120,18 @@ def machine(packages: Sequence[str]) -> dict[str, Any]:
         "date": date.today().isoformat(),
         "processor": processor,
         "threads": os.cpu_count(),
+        "gpu": _gpu(),
         "load_average": os.getloadavg()[2],
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in packages},
     }
+
+
+def _gpu() -> str:
+    """The card that this process has used; none where it has used none."""
+    torch: Any = sys.modules.get("torch")
+    used = torch is not None and torch.cuda.is_initialized()
+    return str(torch.cuda.get_device_name()) if used else "none"
 
 
 def _version(name: str) -> str:
