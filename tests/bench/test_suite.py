@@ -47,7 +47,14 @@ def test_what_was_done_is_kept_when_a_run_is_cut_short(tmp_path: Path) -> None:
     body = run_suite([good], tmp_path, quick=True, device="cpu", say=said.append)
     assert said == ["[1/1] limits: kept from the run that was cut short"]
     names = {row["name"] for row in body["parts"]["limits"]["rows"]}
-    assert names == {"matrix_float32", "memory", "disk_write", "disk_read", "loopback"}
+    assert names == {
+        "matrix_float32",
+        "matrix_bfloat16",
+        "memory",
+        "disk_write",
+        "disk_read",
+        "loopback",
+    }
     assert all(row["value"] > 0 for row in body["parts"]["limits"]["rows"])
     suite.forget(tmp_path)
     assert not (tmp_path / suite.PARTS).exists()

@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pictures import BAD, jpeg, noise
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from runs import tiny, write_mixed
 from timm.data.transforms import ResizeKeepRatio
 from timm.data.transforms_factory import create_transform
@@ -23,6 +26,7 @@ from torchvision import transforms
 from vitscope.indexer.decode import Decoder, Picture
 from vitscope.indexer.decoders import PillowDct, TorchCodec, check, make_decoder, resized
 from vitscope.indexer.errors import IndexingError, OutputError
+from vitscope.indexer.jpeg import has_sound_tables, is_luminance_first, is_whole
 from vitscope.indexer.run import index
 from vitscope.store.generation import open_generation
 
@@ -278,6 +282,47 @@ def test_a_run_is_not_resumed_with_another_decoder(
     with pytest.raises(OutputError, match=said):
         index(replace(base, decoder="pillow-dct"))
     index(base)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gpu_is_given_what_libjpeg_takes_for_luminance_and_colours(kind: str) -> None:
+    """What libjpeg itself finds: without a conversion, its components are those of RGB."""
+    data = KINDS[kind](photograph((420, 310)))
+    with Image.open(io.BytesIO(data)) as image:
+        assert isinstance(image, JpegImageFile)
+        assert is_luminance_first(image) == (kind != "rgb")
+    assert is_whole(data) == (kind != "more behind")
+    assert has_sound_tables(data)
+
+
+def test_names_of_components_tell_rgb_where_no_marker_does() -> None:
+    image: Any = Image.open(io.BytesIO(encoded(photograph((64, 64)), keep_rgb=True)))
+    assert is_luminance_first(image) is False
+    del image.info["adobe"], image.info["adobe_transform"]
+    assert is_luminance_first(image) is False
+    image.layer = [(number, *component[1:]) for number, component in enumerate(image.layer, 1)]
+    assert is_luminance_first(image) is True
+    image.info |= {"adobe": 100, "adobe_transform": 1}
+    assert is_luminance_first(image) is True
+
+
+@settings(max_examples=300)
+@given(st.integers(5, 32), st.integers(0, 255))
+def test_tables_are_sound_where_libjpeg_takes_them(place: int, byte: int) -> None:
+    """One byte of the first Huffman table changed, of its 16 counts or its 12 symbols."""
+    start = WHOLE.index(b"\xff\xc4")
+    data = bytearray(WHOLE)
+    data[start + place] = byte
+    assert has_sound_tables(bytes(data)) == (not Decoder(steps(), 24)(bytes(data)).reason)
+
+
+def test_tables_of_which_all_codes_are_taken_are_refused_as_by_libjpeg() -> None:
+    """Two codes of one bit leave none that continues."""
+    start = WHOLE.index(b"\xff\xc4") + 5
+    full = bytes([2, 0, 0, 0, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0, 0, 0])
+    data = WHOLE[:start] + full + WHOLE[start + 16 :]
+    assert not has_sound_tables(data)
+    assert Decoder(steps(), 24)(data).reason
 
 
 @pytest.mark.gpu

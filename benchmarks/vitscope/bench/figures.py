@@ -84,13 +84,12 @@ def bound_of(part: str, row: Mapping[str, Any], limits: Limits) -> Bound | None:
     """The least that a row could take on this machine, as far as it is known what it does."""
     if not limits:
         return None
-    if "operations" in row:
-        name = max((each for each in limits if each.startswith("matrix_")), key=limits.__getitem__)
-        dtype = name.removeprefix("matrix_")
+    dtype = row.get("dtype", "float32")
+    if "operations" in row and (rate := limits.get(f"matrix_{dtype}")):
         return Bound(
-            row["operations"] / limits[name] / 1e6,
+            row["operations"] / rate / 1e6,
             f"{row['operations'] / row['images'] / 1e9:.2f} GFLOP an image at the rate of matrix "
-            f"products ({limits[name]:,.0f} GFLOP/s, {dtype})",
+            f"products ({rate:,.0f} GFLOP/s, {dtype})",
         )
     if part in ("answers", "questions", "throughput") and "over" not in row:
         moved = row.get("bytes", 0) / limits["memory"] / 1e6

@@ -1,6 +1,7 @@
 """What an index costs over the bare forward, and how near it comes to its slower stage.
 
-    python -m vitscope.bench.forward [--pictures N] [--json FILE] [--device DEVICE] [--model NAME …]
+    python -m vitscope.bench.forward [--quick] [--pictures N] [--model NAME …] [--device DEVICE]
+        [--dtype DTYPE] [--json FILE]
 
 Retention `top`, K = 100, all layers, three poolings where there is a class token. In turns, the
 bare model goes through decoded batches, and units of the same are indexed, everything but decoding
@@ -45,7 +46,7 @@ MODELS = {
 }
 """And the pictures that each is given: a forward of Swin takes five times as long."""
 PACKAGES = ("vitscope", "torch", "timm", "numpy", "numba", "tensorstore", "pillow")
-BATCH = 32
+BATCH, BATCH_OF_DEVICE = 32, 256
 QUICK = "vit_tiny_patch16_224", 256
 """The one model, and its pictures."""
 
@@ -57,48 +58,51 @@ def main() -> int:
     parser.add_argument("--pictures", type=int, help="so many for every model")
     parser.add_argument("--json", type=Path, help="where to write the results")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", default="float32", help="of the forward")
     parser.add_argument("--model", action="append", help="another model than the three")
     args = parser.parse_args()
     if args.quick:
         args.model, args.pictures = args.model or [QUICK[0]], args.pictures or QUICK[1]
-    command = f"python -m vitscope.bench.forward --device {args.device}"
+    command = f"python -m vitscope.bench.forward --device {args.device} --dtype {args.dtype}"
     command += f" --pictures {args.pictures}" if args.pictures else ""
     command += "".join(f" --model {name}" for name in args.model or ())
     rows: list[Row] = []
     for name in args.model or MODELS:
         with tempfile.TemporaryDirectory() as folder:
             write_scenes(Path(folder) / "scenes", args.pictures or MODELS.get(name, 2_048))
-            rows += model_rows(name, Path(folder), args.device)
+            rows += model_rows(name, Path(folder), args.device, args.dtype)
         show(rows[-3:])
         if args.json:
             write(args.json, command, rows, PACKAGES)
     return 0
 
 
-def model_rows(name: str, folder: Path, device: str) -> list[Row]:
+def model_rows(name: str, folder: Path, device: str, dtype: str) -> list[Row]:
     """New pictures, the same where none enters, and from files."""
+    called = name if dtype == "float32" else f"{name} in {dtype}"
     options = Options(
         model=name,
         data=folder / "scenes" / "images",
         out=folder / name,
         weights=Weights(random=True),
         top_k=100,
-        batch_size=BATCH,
+        batch_size=BATCH if device == "cpu" else BATCH_OF_DEVICE,
         device=device,
+        dtype=dtype,
     )
     job = prepare(options)
     with working(job, folder) as worker:
         # Compiles, and makes what a process makes once.
-        worker.rehearse(range(BATCH))
+        worker.rehearse(range(job.plan.batch_size))
     decoding = sum(taken for _, taken in decoded(job, folder)) * 1e3
-    held = Held(replace(batch, pixels=batch.pixels.clone()) for batch, _ in decoded(job, folder))
+    held = Held(copied(batch) for batch, _ in decoded(job, folder))
     units = job.plan.units
     rows, alone = [], 0.0
     operations = operations_of(job, held.batches[0])
     few = units[: max(1, len(units) // 4)]
     for what, some in (("new pictures", units), ("none of which enters", few)):
         count = some[-1].stop
-        batches = held.batches[: count // BATCH]
+        batches = held.batches[: -(-count // job.plan.batch_size)]
         before = forward(job, batches)
         with working(job, folder) as worker:
             worker.replace_batches(held)
@@ -108,10 +112,11 @@ def model_rows(name: str, folder: Path, device: str) -> list[Row]:
         mean = (before + forward(job, batches)) / 2
         alone = alone or mean
         row = compared(
-            f"{name}, {count:,} pictures decoded before, {what}",
+            f"{called}, {count:,} pictures decoded before, {what}",
             {"bare forward": [mean], "index": [taken]},
             "bare forward",
             images=count,
+            dtype=dtype,
             operations=operations * count,
             stages=worker.stages.shares(),
         )
@@ -120,10 +125,11 @@ def model_rows(name: str, folder: Path, device: str) -> list[Row]:
     with working(job, folder) as worker:
         taken = indexing(worker, units)
     row = compared(
-        f"{name}, {job.plan.rows:,} pictures from files",
+        f"{called}, {job.plan.rows:,} pictures from files",
         {"forward alone": [alone], "decoding alone": [decoding], "index": [taken]},
         "forward alone",
         images=job.plan.rows,
+        dtype=dtype,
         operations=operations * job.plan.rows,
         images_per_second=job.plan.rows / taken * 1e3,
         of_the_slower_stage=max(decoding, alone) / taken,
@@ -157,6 +163,12 @@ def decoded(job: Job, folder: Path) -> Iterator[tuple[Batch, float]]:
             start = time.perf_counter()
             batch = batches.take()
             yield batch, time.perf_counter() - start
+
+
+def copied(batch: Batch) -> Batch:
+    """One that stays, in memory that a device copies from as from the batch itself."""
+    pixels = torch.empty_like(batch.pixels, pin_memory=batch.pixels.is_pinned())
+    return replace(batch, pixels=pixels.copy_(batch.pixels))
 
 
 def batches_of(job: Job, unit: Unit) -> range:

@@ -98,9 +98,7 @@ def row_of(what: str, options: Options, folder: Path, rounds: int) -> Row:
     size = job.plan.batch_size
     with forward.working(job, folder) as worker:
         worker.rehearse(range(size))
-    held = forward.Held(
-        replace(batch, pixels=batch.pixels.clone()) for batch, _ in forward.decoded(job, folder)
-    )
+    held = forward.Held(forward.copied(batch) for batch, _ in forward.decoded(job, folder))
     bare, taken = [], []
     for _ in range(rounds):
         bare.append(forward.forward(job, held.batches))

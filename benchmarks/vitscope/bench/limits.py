@@ -50,7 +50,7 @@ def main() -> int:
 def limits(device: str, *, quick: bool) -> Iterator[Row]:
     """One row for each bound."""
     rounds, size = (5, 1 << 29) if quick else (20, 1 << 30)
-    for dtype in (torch.float32, torch.bfloat16) if device != "cpu" else (torch.float32,):
+    for dtype in (torch.float32, torch.bfloat16):
         rate = matrix_rate(device, dtype, rounds)
         name = str(dtype).removeprefix("torch.")
         yield _row(f"matrix product, {name}", rate / 1e9, "GFLOP/s", f"matrix_{name}")

@@ -24,6 +24,7 @@ from torchvision.transforms.v2.functional import resize
 
 from vitscope.indexer.decode import Decoder, Picture, Step, in_rgb
 from vitscope.indexer.errors import IndexingError
+from vitscope.indexer.jpeg import has_sound_tables, is_luminance_first, is_whole
 from vitscope.indexer.view import Size, size_of
 
 _RESIZES = (transforms.Resize, ResizeKeepRatio)
@@ -94,7 +95,10 @@ class TorchCodec(_Faster):
         self._own = threading.local()
 
     def _resized(self, image: JpegImageFile, data: bytes, size: Size) -> Image.Image | None:
-        if image.mode not in ("RGB", "L") or not _is_whole(data):
+        if image.mode not in ("RGB", "L") or not is_whole(data):
+            return None
+        on_gpu = self._device.startswith("cuda")
+        if on_gpu and not (is_luminance_first(image) and has_sound_tables(data)):
             return None
         with self._stream():
             upright = _without_orientation(image, data)
@@ -143,11 +147,6 @@ def resized(step: Any, size: Size) -> Size:
 def _is_smooth(step: Any) -> bool:
     smooth = type(step) in _RESIZES and step.interpolation in _SMOOTH
     return smooth and getattr(step, "antialias", True) is True
-
-
-def _is_whole(data: bytes) -> bool:
-    # nvJPEG may fill up a file that was cut; its end mark is missing then.
-    return data.rstrip(b"\0").endswith(b"\xff\xd9")
 
 
 def _without_orientation(image: JpegImageFile, data: bytes) -> bytes:

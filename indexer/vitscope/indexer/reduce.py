@@ -76,7 +76,8 @@ class LayerReduction:
         compiled: bool | None = None,
         room: Room | None = None,
     ) -> None:
-        """`helpers` are threads that help this one, so that `threads` share a reduction.
+        """`helpers` are threads that help this one, so that `threads` share a reduction; elsewhere
+        than on the processor there are none.
 
         In `room` the maps of the next unit lie, while those of the last are being written.
         """
@@ -86,7 +87,7 @@ class LayerReduction:
         self._compiled = on_cpu if compiled is None else compiled
         self._helpers = helpers
         self._threads = threads
-        self._parts = _parts(layer.channels, threads if helpers else 1)
+        self._parts = _parts(layer.channels, max(1, threads) if helpers else 1)
         cells = tokens.height * tokens.width
         self._top = RunningTop(len(layer.poolings), layer.channels, layer.top_k, cells, device)
         # A device's memory is dear; what is copied from there has to be on the host anyway.
