@@ -79,23 +79,33 @@ def test_what_is_no_longer_measured_is_told_of_parts_that_ran() -> None:
 
 
 def test_bounds_are_of_the_limits_that_were_measured() -> None:
-    forward = {"what": "x", "operations": 3e9, "images": 2}
-    bound = bound_of("forward", forward, LIMITS)
-    assert bound is not None
-    # 3 GFLOP at 100 GFLOP/s.
-    assert bound.ms == pytest.approx(30)
-    assert "1.50 GFLOP an image" in bound.why
-    written = bound_of("store", {"what": "write it", "bytes": 5e8}, LIMITS)
-    assert written is not None
-    assert written.ms == pytest.approx(1000)
-    read = bound_of("store", {"what": "read it", "bytes": 5e8}, LIMITS)
-    assert read is not None
-    assert read.ms == pytest.approx(50)
-    asked = bound_of("questions", {"what": "ask", "bytes": 10_000_000}, LIMITS)
-    assert asked is not None
-    assert asked.ms == pytest.approx(1.02)
-    assert bound_of("forward", forward, {}) is None
-    assert bound_of("scale", {"what": "x"}, LIMITS) is None
+    """By hand, of the limits above."""
+
+    def least(**work: float) -> float | None:
+        bound = bound_of(work, LIMITS)
+        return bound.ms if bound else None
+
+    # 3 GFLOP at 100 GFLOP/s, half a gigabyte at 500 MB/s, at 800, and at 10 GB/s.
+    assert least(float32=3e9) == pytest.approx(30)
+    assert least(written=5e8) == pytest.approx(1000)
+    assert least(read=8e8) == pytest.approx(1000)
+    assert least(moved=5e8) == pytest.approx(50)
+    assert least(sent=10_000_000) == pytest.approx(1.02)
+    # Work goes on side by side: the longest is what cannot be beaten.
+    assert least(float32=3e9, written=5e8) == pytest.approx(1000)
+    assert least(float32=3e11, written=5e8) == pytest.approx(3000)
+    assert least() is None
+    assert least(bfloat16=1e9) is None, "not measured"
+    assert bound_of({"float32": 3e9}, {}) is None
+
+
+def test_sides_that_do_other_work_have_other_bounds() -> None:
+    more = {"work": {"moved": 1e7}, "work_of": {"side": {"moved": 2e7}, "none": {}}}
+    sides = {"floor": FLOOR, "side": FLOOR, "none": FLOOR}
+    run = a_run({}, FLOOR) | {"parts": {"x": {"rows": [compared("a", sides, "floor", **more)]}}}
+    run["parts"]["limits"] = {"rows": [{"name": "memory", "value": 10.0}]}
+    bounds = [figure.bound and figure.bound.ms for figure in figures_of(run)]
+    assert bounds == [pytest.approx(1), pytest.approx(2), None]
 
 
 def test_floors_are_no_changes() -> None:

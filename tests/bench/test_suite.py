@@ -83,6 +83,7 @@ PEERS = {
             "unit": "images/s",
             "better": "more",
             "values": {"vitscope": 20.0, "other": 10.0},
+            "work": {"moved": 1e8},
         },
         {"what": "maps", "unit": "ms", "better": "less", "values": {"vitscope": 2.0}},
         {
@@ -93,12 +94,23 @@ PEERS = {
         },
     ],
 }
-POINTS = [{"n": n, "seconds": 1.0 * n, "memory": 5.0 * n, "disk": 2.0 * n} for n in (10, 100)]
+POINTS: list[dict[str, Any]] = [
+    {
+        "n": n,
+        "seconds": 1.0 * n,
+        "memory": 5.0 * n,
+        "disk": 2.0 * n,
+        "work": {"seconds": {"moved": n * 1e9}},
+    }
+    for n in (10, 100)
+]
 
 
 def a_body() -> dict[str, Any]:
     """Figures of every kind."""
-    row = compared("a question", {"floor": FLOOR, "side": [3.0, 3.1, 3.3]}, "floor", bytes=1_000)
+    row = compared(
+        "a question", {"floor": FLOOR, "side": [3.0, 3.1, 3.3]}, "floor", work={"sent": 1_000}
+    )
     grown = {"what": "pictures", "points": POINTS, "exponents": growth.exponents(POINTS)}
     measured = [
         {"what": "loopback", "name": "loopback", "value": 0.1, "unit": "ms"},
@@ -128,10 +140,12 @@ def test_the_report_tells_figures_bounds_growth_and_peers(tmp_path: Path) -> Non
     assert "| a question | floor | 1.1 (1.05–1.15) | 1 | 0.1 | 9% |" in text
     assert "|  | side | 3.1 (3.05–3.2) | 2.82 (2.78–2.91) | 0.1 | 3% |" in text
     assert "| **exponent** | **1.00** | **1.00** | **1.00** |" in text
+    # 100 GB at 10 GB/s.
+    assert "| the machine's limit at the last n | 10 |  |  |" in text
     # Twice as good, and four times worse.
-    assert "| indexing, images/s | 20 | 10 (2) |" in text
-    assert "| hundredth answer, ms | 4 | 1 (0.25) |" in text
-    assert "| maps, ms | 2 | – |" in text
+    assert "| indexing, images/s | 20 | 10 (2) | 100 |" in text
+    assert "| hundredth answer, ms | 4 | 1 (0.25) |  |" in text
+    assert "| maps, ms | 2 | – |  |" in text
     assert "**No figure of a GPU is in it.**" in text
     assert "absent" not in text
     shown = [line[line.index("(") + 1 : -1] for line in text.splitlines() if line.startswith("![")]
@@ -173,14 +187,14 @@ def test_a_tool_that_fails_is_told_and_leaves_its_row_open(tmp_path: Path) -> No
     assert found["error"].startswith("failed: KeyError")
     [line] = peers.explanations({"model again": found})
     assert line.startswith("**model again** failed: KeyError")
-    rows = list(peers.table({"pictures": ["x"]}, {"model again": found}))
+    rows = list(peers.table({"pictures": ["x"]}, {"model again": found}, 1e9))
     assert all(row["values"] == {} for row in rows)
 
 
 def test_peers_run_for_real_and_agree_with_plain_hooks(tmp_path: Path) -> None:
     """Those that need nothing installed; the others differ by their adapter alone."""
     path = tmp_path / "peers.json"
-    command = [sys.executable, "-m", "vitscope.bench.peers", "--limit", "10", "--json", str(path)]
+    command = [sys.executable, "-m", "vitscope.bench.peers", "--limit", "24", "--json", str(path)]
     command += ["--tool", "dense .npy", "--tool", "dense Zarr"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -8,21 +8,13 @@ Ratios are of medians of interleaved rounds in one run; seconds are of this mach
 from __future__ import annotations
 
 import argparse
-import asyncio
-import io
-import multiprocessing
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import grpc
 
 from vitscope.bench.record import Row, compared, show, timed, write
+from vitscope.bench.servers import canned, served
 from vitscope.indexer.options import Options
 from vitscope.indexer.run import index
 from vitscope.indexer.scenes import write_scenes
@@ -32,7 +24,6 @@ from vitscope.v1 import query_pb2
 from vitscope.v1.service_pb2_grpc import ActivationServiceStub
 
 PACKAGES = ("vitscope", "torch", "timm", "numpy", "tensorstore", "faiss-cpu", "grpcio")
-METHOD = "/vitscope.v1.ActivationService/TopImages"
 
 
 def main() -> int:
@@ -66,7 +57,7 @@ def answer_rows(folder: Path, calls: int) -> list[Row]:
                 for c in range(0, 512, 7)
             ]
             reply = stub.TopImages(requests[0]).SerializeToString()
-            with canned(reply) as other, grpc.insecure_channel(other) as plain:
+            with canned("TopImages", [reply]) as other, grpc.insecure_channel(other) as plain:
                 empty = ActivationServiceStub(plain)
                 ours, floor = [], []
                 for number in range(calls):
@@ -75,7 +66,7 @@ def answer_rows(folder: Path, calls: int) -> list[Row]:
                     floor.append(timed(empty.TopImages, request))
             what = f"top-images over loopback, k = {k}{', with maps' if maps else ', scan'}"
             sides = {"empty handler": floor, "answer": ours}
-            rows.append(compared(what, sides, "empty handler", bytes=len(reply)))
+            rows.append(compared(what, sides, "empty handler", work={"sent": len(reply)}))
     rows.append(maps_row(folder / "index", layer))
     return rows
 
@@ -90,50 +81,7 @@ def maps_row(path: Path, layer: str) -> Row:
         floor.append(timed(first.copy))
     what = f"{len(first)} maps of a channel from the store"
     sides = {"memory copy": floor, "maps": ours}
-    return compared(what, sides, "memory copy", bytes=first.nbytes)
-
-
-@contextmanager
-def served(*indexes: Path, options: Sequence[str] = ()) -> Iterator[str]:
-    """A real server process over indexes."""
-    command = [sys.executable, "-m", "vitscope.client", "serve", *map(str, indexes)]
-    # All that wait, and none refused.
-    command += ["--in-hand", "light=64,scan=64"]
-    command += ["--listen", "127.0.0.1:0", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield (process.stdout or io.StringIO()).readline().split()[-1]
-        finally:
-            process.terminate()
-
-
-@contextmanager
-def canned(reply: bytes) -> Iterator[str]:
-    """A process with an asyncio server whose handler does nothing but return `reply`."""
-    spawn = multiprocessing.get_context("spawn")
-    here, there = spawn.Pipe()
-    process = spawn.Process(target=_serve_canned, args=(reply, there), daemon=True)
-    process.start()
-    try:
-        yield here.recv()
-    finally:
-        process.terminate()
-
-
-def _serve_canned(reply: bytes, address: Connection) -> None:
-    async def answer(_: bytes, __: Any) -> bytes:
-        return reply
-
-    async def run() -> None:
-        server = grpc.aio.server()
-        handlers: dict[str, Any] = {"TopImages": grpc.unary_unary_rpc_method_handler(answer)}
-        generic = grpc.method_handlers_generic_handler(METHOD.split("/")[1], handlers)
-        server.add_generic_rpc_handlers((generic,))
-        address.send(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
-        await server.start()
-        await server.wait_for_termination()
-
-    asyncio.run(run())
+    return compared(what, sides, "memory copy", work={"moved": first.nbytes})
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitscope.bench.answers import served
 from vitscope.bench.record import write
+from vitscope.bench.servers import served
 from vitscope.client import Client, ImageFilter
 from vitscope.indexer.scenes import read_truth, write_scenes
 from vitscope.indexer.scenes.model import MODEL_NAME

@@ -9,6 +9,22 @@ from typing import Any
 Body = Mapping[str, Any]
 Limits = Mapping[str, float]
 """By the names that `limits` gives, in its units."""
+Work = Mapping[str, float]
+"""How much there is to do of each kind: operations by dtype, and bytes."""
+
+_KINDS = {
+    "float32": ("matrix_float32", 1e-6, "operations of the forward as matrix products in float32"),
+    "bfloat16": (
+        "matrix_bfloat16",
+        1e-6,
+        "operations of the forward as matrix products in bfloat16",
+    ),
+    "written": ("disk_write", 1e-3, "bytes that the disk takes and has for good"),
+    "read": ("disk_read", 1e-3, "bytes that the disk gives"),
+    "moved": ("memory", 1e-6, "bytes that are read from memory"),
+    "sent": ("memory", 1e-6, "a byte there and back over loopback, and the answer's from memory"),
+}
+"""Of each kind of work, the limit's name, from amount / limit to milliseconds, and in words."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +81,8 @@ def figures_of(body: Body) -> list[Figure]:
 
 
 def _of_row(part: str, row: Mapping[str, Any], limits: Limits) -> Iterator[Figure]:
-    bound = bound_of(part, row, limits)
     for name, side in row["sides"].items():
+        work = row.get("work_of", {}).get(name, row.get("work", {}))
         yield Figure(
             part=part,
             what=row["what"],
@@ -76,26 +92,16 @@ def _of_row(part: str, row: Mapping[str, Any], limits: Limits) -> Iterator[Figur
             floor=row["floor"],
             ratio=side["ratio"],
             ratio_quartiles=tuple(side["ratio_quartiles"]),
-            bound=bound,
+            bound=bound_of(work, limits),
         )
 
 
-def bound_of(part: str, row: Mapping[str, Any], limits: Limits) -> Bound | None:
-    """The least that a row could take on this machine, as far as it is known what it does."""
-    if not limits:
-        return None
-    dtype = row.get("dtype", "float32")
-    if "operations" in row and (rate := limits.get(f"matrix_{dtype}")):
-        return Bound(
-            row["operations"] / rate / 1e6,
-            f"{row['operations'] / row['images'] / 1e9:.2f} GFLOP an image at the rate of matrix "
-            f"products ({rate:,.0f} GFLOP/s, {dtype})",
-        )
-    if part in ("answers", "questions", "throughput") and "over" not in row:
-        moved = row.get("bytes", 0) / limits["memory"] / 1e6
-        return Bound(limits["loopback"] + moved, "a byte there and back over loopback, and a copy")
-    if part == "store" and "bytes" in row:
-        name = "disk_write" if row["what"].startswith("write") else "memory"
-        rate = limits[name] * (1e6 if name == "disk_write" else 1e9)
-        return Bound(row["bytes"] / rate * 1e3, f"{row['bytes']:,} bytes at the rate of {name}")
-    return None
+def bound_of(work: Work, limits: Limits) -> Bound | None:
+    """The longest that any part of some work takes at the machine's limit for it."""
+    found = []
+    for kind, amount in work.items():
+        rate, factor, why = _KINDS[kind]
+        if rate in limits and amount:
+            least = limits["loopback"] if kind == "sent" else 0.0
+            found.append(Bound(least + amount / limits[rate] * factor, why))
+    return max(found, key=lambda bound: bound.ms, default=None)

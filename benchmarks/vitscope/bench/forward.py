@@ -1,9 +1,9 @@
 """What an index costs over the bare forward, and how near it comes to its slower stage.
 
     python -m vitscope.bench.forward [--quick] [--pictures N] [--model NAME …] [--device DEVICE]
-        [--dtype DTYPE] [--json FILE]
+        [--dtype DTYPE] [--top-k K] [--json FILE]
 
-Retention `top`, K = 100, all layers, three poolings where there is a class token. In turns, the
+Retention `top`, all layers, three poolings where there is a class token. In turns, the
 bare model goes through decoded batches, and units of the same are indexed, everything but decoding
 counted: capture, reduction, writing, receipts. First of new pictures, many of which enter the best
 of some channel: of N pictures, about K (1 + ln(N / K)) are ever among a channel's best K, so that
@@ -27,7 +27,7 @@ import vitscope.indexer  # noqa: F401  # isort: skip  # Sets what is read when t
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitscope.bench.record import Row, compared, show, write
+from vitscope.bench.record import Row, compared, show, size_of, write
 from vitscope.indexer.batches import Batch, Batches
 from vitscope.indexer.job import Job, prepare
 from vitscope.indexer.model import Weights
@@ -47,8 +47,8 @@ MODELS = {
 """And the pictures that each is given: a forward of Swin takes five times as long."""
 PACKAGES = ("vitscope", "torch", "timm", "numpy", "numba", "tensorstore", "pillow")
 BATCH, BATCH_OF_DEVICE = 32, 256
-QUICK = "vit_tiny_patch16_224", 256
-"""The one model, and its pictures."""
+QUICK, QUICK_ON_DEVICE = ("vit_tiny_patch16_224", 256, 20), ("vit_base_patch16_224", 2_048, 20)
+"""The one model, its pictures, and the best kept of each channel."""
 
 
 def main() -> int:
@@ -60,36 +60,40 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="float32", help="of the forward")
     parser.add_argument("--model", action="append", help="another model than the three")
+    parser.add_argument("--top-k", type=int, default=100, metavar="K", help="images kept a channel")
     args = parser.parse_args()
     if args.quick:
-        args.model, args.pictures = args.model or [QUICK[0]], args.pictures or QUICK[1]
+        model, pictures, args.top_k = QUICK if args.device == "cpu" else QUICK_ON_DEVICE
+        args.model, args.pictures = args.model or [model], args.pictures or pictures
     command = f"python -m vitscope.bench.forward --device {args.device} --dtype {args.dtype}"
+    command += f" --top-k {args.top_k}" + " --quick" * args.quick
     command += f" --pictures {args.pictures}" if args.pictures else ""
     command += "".join(f" --model {name}" for name in args.model or ())
     rows: list[Row] = []
     for name in args.model or MODELS:
         with tempfile.TemporaryDirectory() as folder:
             write_scenes(Path(folder) / "scenes", args.pictures or MODELS.get(name, 2_048))
-            rows += model_rows(name, Path(folder), args.device, args.dtype)
+            options = Options(
+                model=name,
+                data=Path(folder) / "scenes" / "images",
+                out=Path(folder) / name,
+                weights=Weights(random=True),
+                top_k=args.top_k,
+                batch_size=BATCH if args.device == "cpu" else BATCH_OF_DEVICE,
+                device=args.device,
+                dtype=args.dtype,
+            )
+            rows += model_rows(options, Path(folder))
         show(rows[-3:])
         if args.json:
             write(args.json, command, rows, PACKAGES)
     return 0
 
 
-def model_rows(name: str, folder: Path, device: str, dtype: str) -> list[Row]:
+def model_rows(options: Options, folder: Path) -> list[Row]:
     """New pictures, the same where none enters, and from files."""
-    called = name if dtype == "float32" else f"{name} in {dtype}"
-    options = Options(
-        model=name,
-        data=folder / "scenes" / "images",
-        out=folder / name,
-        weights=Weights(random=True),
-        top_k=100,
-        batch_size=BATCH if device == "cpu" else BATCH_OF_DEVICE,
-        device=device,
-        dtype=dtype,
-    )
+    called = f"{options.model}, best {options.top_k}"
+    called += "" if options.dtype == "float32" else f", {options.dtype}"
     job = prepare(options)
     with working(job, folder) as worker:
         # Compiles, and makes what a process makes once.
@@ -98,7 +102,7 @@ def model_rows(name: str, folder: Path, device: str, dtype: str) -> list[Row]:
     held = Held(copied(batch) for batch, _ in decoded(job, folder))
     units = job.plan.units
     rows, alone = [], 0.0
-    operations = operations_of(job, held.batches[0])
+    operations = operations_of(job)
     few = units[: max(1, len(units) // 4)]
     for what, some in (("new pictures", units), ("none of which enters", few)):
         count = some[-1].stop
@@ -108,7 +112,7 @@ def model_rows(name: str, folder: Path, device: str, dtype: str) -> list[Row]:
             worker.replace_batches(held)
             if some != units:
                 worker.bar()
-            taken = indexing(worker, some)
+            taken, written = indexing(worker, some)
         mean = (before + forward(job, batches)) / 2
         alone = alone or mean
         row = compared(
@@ -116,21 +120,24 @@ def model_rows(name: str, folder: Path, device: str, dtype: str) -> list[Row]:
             {"bare forward": [mean], "index": [taken]},
             "bare forward",
             images=count,
-            dtype=dtype,
-            operations=operations * count,
+            work={options.dtype: operations * count},
+            work_of={"index": {options.dtype: operations * count, "written": written}},
             stages=worker.stages.shares(),
         )
         rows.append(row)
     del batches, held.batches[:]
     with working(job, folder) as worker:
-        taken = indexing(worker, units)
+        taken, written = indexing(worker, units)
     row = compared(
         f"{called}, {job.plan.rows:,} pictures from files",
         {"forward alone": [alone], "decoding alone": [decoding], "index": [taken]},
         "forward alone",
         images=job.plan.rows,
-        dtype=dtype,
-        operations=operations * job.plan.rows,
+        work={options.dtype: operations * job.plan.rows},
+        work_of={
+            "decoding alone": {},
+            "index": {options.dtype: operations * job.plan.rows, "written": written},
+        },
         images_per_second=job.plan.rows / taken * 1e3,
         of_the_slower_stage=max(decoding, alone) / taken,
         of_both_on_the_same_cores=(decoding + alone) / taken,
@@ -188,23 +195,29 @@ def forward(job: Job, batches: Iterable[Batch]) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def operations_of(job: Job, batch: Batch) -> float:
+def operations_of(job: Job) -> float:
     """Floating point operations of the forward of one image."""
-    with FlopCounterMode(display=False) as counter:
-        forward(job, [batch])
-    total: int = counter.get_total_flops()
-    return total / len(batch.pixels)
+    model = job.model
+    picture = torch.zeros(1, 3, *model.input_size, device=job.device, dtype=model.dtype)
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model.module(picture)
+    return float(counter.get_total_flops())
 
 
-def indexing(worker: Worker, units: Sequence[Unit]) -> float:
-    """Milliseconds of units, to the last receipt."""
+def indexing(worker: Measured, units: Sequence[Unit]) -> tuple[float, int]:
+    """Milliseconds of units, to the last receipt, and the bytes that are on the disk then."""
     start = time.perf_counter()
     worker.run_all(units)
-    return (time.perf_counter() - start) * 1e3
+    return (time.perf_counter() - start) * 1e3, size_of(worker.folder)
 
 
 class Measured(Worker):
     """A worker whose pictures can come decoded, and whose bars can be raised."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it writes."""
+        return self._work.path
 
     def replace_batches(self, held: Held) -> None:
         """Take batches that were decoded before."""

@@ -12,7 +12,6 @@ starting and loading, which makes exponents of small numbers the smaller.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
@@ -22,8 +21,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vitscope.bench import memory, scale
-from vitscope.bench.record import Row, timed, write
+from vitscope.bench import forward, memory, scale
+from vitscope.bench.record import Row, size_of, timed, write
+from vitscope.indexer.job import prepare
+from vitscope.indexer.options import Options
+from vitscope.indexer.scenes.model import MODEL_NAME
 from vitscope.server.queries.filters import ImageFilter
 from vitscope.server.queries.images import Question, top_images
 from vitscope.store import layout
@@ -72,11 +74,18 @@ def of_pictures(folder: Path, count: int) -> Row:
     index = folder / f"index{count}"
     generation = open_generation(index)
     kept, whole = asked(generation, LAYER, 512)
+    disk = size_of(index)
+    scenes = folder / "scenes" / "images"
+    job = prepare(Options(model=MODEL_NAME, data=scenes, out=folder / "none", limit=1))
     return {
         "n": count,
+        "work": {
+            "seconds": {"float32": count * forward.operations_of(job), "written": disk},
+            "ranking of all": {"moved": count * 2},
+        },
         "seconds": found["seconds"],
         "memory": found["tree_bytes"],
-        "disk": size_of(index),
+        "disk": disk,
         "kept answer": kept,
         "ranking of all": whole,
     }
@@ -88,6 +97,7 @@ def of_rows(folder: Path, count: int) -> Row:
     kept, whole = asked(generation, scale.LAYER.name, scale.LAYER.channels)
     return {
         "n": count,
+        "work": {"ranking of all": {"moved": count * 2}},
         "memory": resident_after(folder),
         "disk": size_of(folder),
         "kept answer": kept,
@@ -118,15 +128,6 @@ def resident_after(index: Path) -> int:
     )
     command = [sys.executable, "-c", code, str(index / layout.GENERATIONS)]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-
-def size_of(folder: Path) -> int:
-    """Bytes of all files below."""
-    return sum(
-        os.path.getsize(os.path.join(place, name))
-        for place, _, names in os.walk(folder)
-        for name in names
-    )
 
 
 def exponents(points: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -31,7 +31,6 @@ from vitscope.store.vectors import Floats, Halves, Ids, ImageVectors
 PACKAGES = ("vitscope", "torch", "timm", "numpy", "numba", "tensorstore", "faiss-cpu")
 MODEL = "vit_tiny_patch16_224"
 KEPT: dict[str, tuple[str, ...]] = {
-    "the best 100 of each channel": (),
     "every activation of one layer": ("blocks.11.mlp",),
     "every activation of all layers": ("all",),
 }
@@ -57,8 +56,16 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--json", type=Path, help="where to write the results")
     args = parser.parse_args()
-    pictures, few, rounds = (128, 32, 2) if args.quick else (1_024, 256, 5)
+    pictures, few, best, rounds = (128, 32, 20, 2) if args.quick else (1_024, 256, 100, 5)
+    command = "python -m vitscope.bench.indexing" + " --quick" * args.quick
     rows: list[Row] = []
+
+    def keep(row: Row) -> None:
+        rows.append(row)
+        show([row])
+        if args.json:
+            write(args.json, f"{command} --device {args.device}", rows, PACKAGES)
+
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write_scenes(folder / "scenes", pictures)
@@ -67,28 +74,22 @@ def main() -> int:
             data=folder / "scenes" / "images",
             out=folder / "index",
             weights=Weights(random=True),
-            top_k=100,
+            top_k=best,
             batch_size=32,
             device=args.device,
         )
         for name in FAMILIES:
             asked = replace(options, model=name, limit=few)
-            rows.append(row_of(name, asked, folder, rounds))
-            show(rows[-1:])
+            keep(row_of(f"{name}, best {best}", asked, folder, rounds))
         for what, kept in KEPT.items():
-            rows.append(row_of(f"keep {what}", replace(options, retain_all=kept), folder, rounds))
-            show(rows[-1:])
+            asked = replace(options, retain_all=kept)
+            keep(row_of(f"best {best}, {what}", asked, folder, rounds))
         for size in BATCHES:
             asked = replace(options, batch_size=size)
-            rows.append(row_of(f"batches of {size}", asked, folder, rounds))
-            show(rows[-1:])
+            keep(row_of(f"best {best}, batches of {size}", asked, folder, rounds))
         for count in (60_000,) if args.quick else (60_000, 240_000):
-            rows.append(search_row(folder / "search.faiss", count))
-            show(rows[-1:])
+            keep(search_row(folder / "search.faiss", count))
             print(f"  recall at 10: {rows[-1]['recall_at_10']:.4f}, {rows[-1]['bytes']:,} bytes")
-    if args.json:
-        command = "python -m vitscope.bench.indexing" + " --quick" * args.quick
-        write(args.json, f"{command} --device {args.device}", rows, PACKAGES)
     return 0
 
 
@@ -99,16 +100,24 @@ def row_of(what: str, options: Options, folder: Path, rounds: int) -> Row:
     with forward.working(job, folder) as worker:
         worker.rehearse(range(size))
     held = forward.Held(forward.copied(batch) for batch, _ in forward.decoded(job, folder))
-    bare, taken = [], []
+    bare, taken, written = [], [], 0
     for _ in range(rounds):
         bare.append(forward.forward(job, held.batches))
         with forward.working(job, folder) as worker:
             worker.replace_batches(held)
-            taken.append(forward.indexing(worker, job.plan.units))
+            spent, written = forward.indexing(worker, job.plan.units)
+            taken.append(spent)
     images = job.plan.rows
-    operations = forward.operations_of(job, held.batches[0]) * images
+    operations = forward.operations_of(job) * images
     sides = {"bare forward": bare, "index": taken}
-    row = compared(what, sides, "bare forward", images=images, operations=operations)
+    row = compared(
+        what,
+        sides,
+        "bare forward",
+        images=images,
+        work={options.dtype: operations},
+        work_of={"index": {options.dtype: operations, "written": written}},
+    )
     row["images_per_second"] = {
         name: images / side["ms"] * 1e3 for name, side in row["sides"].items()
     }
@@ -150,6 +159,7 @@ def search_row(path: Path, count: int) -> Row:
             ],
         },
         "exact, in NumPy",
+        work_of={"exact, in NumPy": {"moved": unit.nbytes}},
         bytes=path.stat().st_size,
         build_seconds=build / 1e3,
         recall_at_10=recall[0].nearest,

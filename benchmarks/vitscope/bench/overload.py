@@ -41,8 +41,9 @@ import grpc
 import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from vitscope.bench.questions import SERVICE, make_index, questions
+from vitscope.bench.questions import make_index, questions
 from vitscope.bench.record import Row, write
+from vitscope.bench.servers import SERVICE
 from vitscope.server.questions import QUESTIONS
 
 PACKAGES = ("vitscope", "numpy", "tensorstore", "faiss-cpu", "grpcio")

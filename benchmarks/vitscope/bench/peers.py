@@ -34,9 +34,11 @@ from typing import Any
 
 import vitscope.indexer  # noqa: F401  # isort: skip  # Sets what is read when torch is loaded.
 import numpy as np
+import numpy.typing as npt
 import timm
 import torch
 from safetensors.torch import save_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from vitscope.bench import adapters
 from vitscope.bench.adapters import common, naive
@@ -46,6 +48,8 @@ from vitscope.indexer.scenes import write_scenes
 PACKAGES = ("vitscope", "torch", "timm", "numpy", "zarr", "tensorstore", "faiss-cpu")
 MODEL = "vit_tiny_patch16_224"
 K, QUESTIONS = 20, 100
+Scores = npt.NDArray[np.float32]
+"""Of one channel, (N,)."""
 OURS = "vitscope"
 CLOSE = 2e-3
 """By how much scores may be apart, relative to the greatest: float16 and bfloat16 are kept."""
@@ -120,6 +124,8 @@ def main() -> int:
     parser.add_argument("--venvs", type=Path, help="where environments stay for the next time")
     parser.add_argument("--json", type=Path, help="where to write the results")
     args = parser.parse_args()
+    if args.limit is not None and args.limit < K:
+        parser.error(f"--limit must be at least {K}, which are asked for")
     some = [each for each in TOOLS if not args.tool or each.name in (*args.tool, OURS)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -131,8 +137,8 @@ def main() -> int:
             found[tool.name] = result_of(tool, args.venvs or folder / "venvs", folder)
             told = found[tool.name].get("index", {}).get("seconds")
             print(f"  {found[tool.name].get('error') or f'indexed in {told} s'}", flush=True)
-        truth = oracle(task)
-    rows = list(table(task, found))
+        truth, operations = oracle(task)
+    rows = list(table(task, found, operations))
     notes = [*explanations(found), *agreement(found, truth)]
     show(rows, notes, list(found))
     if args.json:
@@ -277,9 +283,12 @@ def _last(text: str) -> str:
     return lines[-1] if lines else "it said nothing"
 
 
-def oracle(task: common.Json) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
-    """Means over patches of all pictures (N,) for the questions that are compared."""
+def oracle(task: common.Json) -> tuple[dict[str, Scores], float]:
+    """Means over patches of all pictures for the questions that are compared, and the operations of
+    one picture's forward."""
     model, pictures = naive.prepare(task)
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model(pictures[0][0][None])
     asked = task["questions"][: common.RANKINGS]
     found: dict[str, list[Any]] = {f"{layer}|{channel}": [] for layer, channel in asked}
     layers = sorted({layer for layer, _ in asked})
@@ -288,11 +297,12 @@ def oracle(task: common.Json) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]
         for layer, channel in asked:
             part = values[layers.index(layer)][:, model.num_prefix_tokens :, channel].mean(1)
             found[f"{layer}|{channel}"].append(part.numpy())
-    return {key: np.concatenate(parts) for key, parts in found.items()}
+    whole = {key: np.concatenate(parts) for key, parts in found.items()}
+    return whole, float(counter.get_total_flops())
 
 
-def table(task: common.Json, found: Mapping[str, common.Json]) -> Iterator[Row]:
-    """One row for each thing that is compared."""
+def table(task: common.Json, found: Mapping[str, common.Json], operations: float) -> Iterator[Row]:
+    """One row for each thing that is compared; `operations` are those of one picture's forward."""
     count = len(task["pictures"])
 
     def values(key: str, part: str, scale: float = 1.0) -> dict[str, float]:
@@ -304,7 +314,13 @@ def table(task: common.Json, found: Mapping[str, common.Json]) -> Iterator[Row]:
 
     seconds = values("index", "seconds")
     speeds = {name: count / each for name, each in seconds.items() if each}
-    yield {"what": "indexing", "unit": "images/s", "better": "more", "values": speeds}
+    yield {
+        "what": "indexing",
+        "unit": "images/s",
+        "better": "more",
+        "values": speeds,
+        "work": {"float32": operations},
+    }
     for what, key, part, unit, scale in (
         ("on disk", "index", "bytes", "MB", 1e-6),
         ("first answer", "answers", "first_seconds", "ms", 1e3),
@@ -316,7 +332,8 @@ def table(task: common.Json, found: Mapping[str, common.Json]) -> Iterator[Row]:
         ("10 similar images", "nearest", "query_seconds", "ms", 1e3),
     ):
         row = values(key, part, scale)
-        yield {"what": what, "unit": unit, "better": "less", "values": row}
+        work = {"sent": 1} if "from a server" in what else {}
+        yield {"what": what, "unit": unit, "better": "less", "values": row, "work": work}
 
 
 def explanations(found: Mapping[str, common.Json]) -> Iterator[str]:
@@ -333,9 +350,7 @@ def explanations(found: Mapping[str, common.Json]) -> Iterator[str]:
             yield f"**{name}** cannot do {key.replace('_', ' ')}: {why}."
 
 
-def agreement(
-    found: Mapping[str, common.Json], truth: Mapping[str, np.ndarray[Any, np.dtype[np.float32]]]
-) -> Iterator[str]:
+def agreement(found: Mapping[str, common.Json], truth: Mapping[str, Scores]) -> Iterator[str]:
     """Whether rankings are those of plain hooks, up to what a tool's precision leaves open."""
     for name, each in found.items():
         rankings = each.get("rankings", {})

@@ -13,32 +13,27 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 
-from vitscope.bench.answers import served
 from vitscope.bench.background import draw
 from vitscope.bench.record import Row, compared, show, write
+from vitscope.bench.servers import SERVICE, canned, served
 from vitscope.indexer.options import Options
 from vitscope.indexer.run import index
 from vitscope.indexer.scenes.model import MODEL_NAME
 from vitscope.v1 import query_pb2 as pb
-from vitscope.v1 import service_pb2
 from vitscope.v1.service_pb2_grpc import ActivationServiceStub
 
 PACKAGES = ("vitscope", "torch", "timm", "numpy", "tensorstore", "faiss-cpu", "grpcio")
-SERVICE = service_pb2.DESCRIPTOR.services_by_name["ActivationService"]
 LAYER, CHANNELS = "blocks.3.mlp", 512
 CALLERS = (1, 8, 32)
 ROUNDS = 5
@@ -261,45 +256,6 @@ async def load(address: str, question: Question, callers: int, seconds: float) -
     return taken
 
 
-@contextmanager
-def canned(method: str, replies: Sequence[bytes], workers: int = 1) -> Iterator[str]:
-    """Processes on one port with an asyncio server whose handler only returns `replies`."""
-    spawn = multiprocessing.get_context("spawn")
-    address = "127.0.0.1:0"
-    with ExitStack() as stack:
-        for _ in range(workers):
-            here, there = spawn.Pipe()
-            given = (method, replies, address, there)
-            process = spawn.Process(target=_serve, args=given, daemon=True)
-            process.start()
-            stack.callback(process.terminate)
-            address = here.recv()
-        yield address
-
-
-def _serve(method: str, replies: Sequence[bytes], address: str, told: Connection) -> None:
-    async def one(_: bytes, __: Any) -> bytes:
-        return replies[0]
-
-    async def several(_: bytes, __: Any) -> Any:
-        for reply in replies:
-            yield reply
-
-    async def run() -> None:
-        server = grpc.aio.server(options=[("grpc.so_reuseport", 1)])
-        handler: Any = grpc.unary_unary_rpc_method_handler(one)
-        if SERVICE.methods_by_name[method].server_streaming:
-            handler = grpc.unary_stream_rpc_method_handler(several)
-        generic = grpc.method_handlers_generic_handler(SERVICE.full_name, {method: handler})
-        server.add_generic_rpc_handlers((generic,))
-        port = server.add_insecure_port(address)
-        await server.start()
-        told.send(f"127.0.0.1:{port}")
-        await server.wait_for_termination()
-
-    asyncio.run(run())
-
-
 def row_of(
     question: Question, callers: int, sides: Mapping[str, Sequence[Sequence[float]]], size: int
 ) -> Row:
@@ -309,7 +265,7 @@ def row_of(
         f"{question.name}, {callers} callers" if callers > 1 else question.name,
         {name: [statistics.median(some) for some in rounds] for name, rounds in sides.items()},
         EMPTY,
-        bytes=size,
+        work={"sent": size},
         method=question.method,
         callers=callers,
         calls={name: len(taken) for name, taken in whole.items()},

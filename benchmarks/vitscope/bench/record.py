@@ -33,6 +33,8 @@ def compared(what: str, samples: Samples, floor: str, **more: Any) -> Row:
     """One row: what every side took in interleaved rounds, and its ratio to the floor.
 
     Ratios are medians over rounds of time ÷ time of the floor in the same round, with quartiles.
+    What the work is bounded by, as `figures.Work`, is given as `work`, and as `work_of` that of
+    sides of which it is another.
     """
     sides = {}
     for name, taken in samples.items():
@@ -71,7 +73,7 @@ def rates(what: str, folder: Path, rounds: int, sides: Mapping[str, Prepare], si
                 wall[name].append(taken)
                 busy[name].append((time.process_time() - start) * 1e3)
     floor = next(iter(sides))
-    row = compared(what, wall, floor, bytes=size)
+    row = compared(what, wall, floor, bytes=size, work={"written": size})
     for name, side in row["sides"].items():
         speeds = [base / mine for base, mine in zip(wall[floor], wall[name], strict=True)]
         side["speed"] = statistics.median(speeds)
@@ -80,6 +82,15 @@ def rates(what: str, folder: Path, rounds: int, sides: Mapping[str, Prepare], si
         side["speed_MB_s"] = size / side["ms"] / 1e3
         side["processor_ms"] = statistics.median(busy[name])
     return row
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below."""
+    return sum(
+        os.path.getsize(os.path.join(place, name))
+        for place, _, names in os.walk(folder)
+        for name in names
+    )
 
 
 def _quartiles(values: Sequence[float]) -> list[float]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitscope.bench import plots
-from vitscope.bench.figures import Body, Figure, figures_of
+from vitscope.bench.figures import Body, Figure, Limits, bound_of, figures_of, limits_of
 from vitscope.bench.growth import COSTS
 from vitscope.bench.suite import SUITE
 
@@ -35,6 +35,7 @@ def write_report(body: Body, folder: Path) -> Path:
     """Write `report.md` and the plots it shows; gives its path."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [*_head(body), *_limits(body)]
+    limits = limits_of(body)
     figures = {part: list(some) for part, some in groupby(figures_of(body), lambda f: f.part)}
     for area, heading in HEADINGS.items():
         parts = [each.name for each in SUITE if each.area == area and each.name in body["parts"]]
@@ -42,7 +43,7 @@ def write_report(body: Body, folder: Path) -> Path:
             continue
         lines += [f"## {heading}", ""]
         for part in parts:
-            lines += _part(part, body["parts"][part], figures.get(part, []), folder)
+            lines += _part(part, body["parts"][part], figures.get(part, []), folder, limits)
     path = folder / NAME
     path.write_text("\n".join(lines).rstrip() + "\n")
     return path
@@ -75,7 +76,9 @@ def _limits(body: Body) -> Iterator[str]:
         yield ""
 
 
-def _part(name: str, body: Body, figures: Sequence[Figure], folder: Path) -> Iterator[str]:
+def _part(
+    name: str, body: Body, figures: Sequence[Figure], folder: Path, limits: Limits
+) -> Iterator[str]:
     about = (import_module(f"vitscope.bench.{name}").__doc__ or "").split("\n\n")
     yield f"### {about[0].strip()}"
     yield ""
@@ -85,7 +88,7 @@ def _part(name: str, body: Body, figures: Sequence[Figure], folder: Path) -> Ite
         yield from _picture(plots.ratios(figures), f"ratios-{name}.png", folder)
     special = _SPECIAL.get(name)
     if special:
-        yield from special(body, folder)
+        yield from special(body, folder, limits)
 
 
 def _table(figures: Sequence[Figure]) -> Iterator[str]:
@@ -102,7 +105,8 @@ def _table(figures: Sequence[Figure]) -> Iterator[str]:
             yield f"| {name} | {each.side} | {taken} | {ratio} | {bound} | {share} |"
     yield ""
     why = sorted({figure.bound.why for figure in figures if figure.bound})
-    yield from (f"Bound: {each}.\n" for each in why[:4])
+    if why:
+        yield f"Bounds: {'; '.join(why)}.\n"
 
 
 def _ratio(figure: Figure) -> str:
@@ -112,7 +116,7 @@ def _ratio(figure: Figure) -> str:
     return f"{figure.ratio:.3g} ({low:.3g}–{high:.3g})"
 
 
-def _overload(body: Body, _: Path) -> Iterator[str]:
+def _overload(body: Body, _: Path, limits: Limits) -> Iterator[str]:
     for row in body["rows"]:
         yield from ("| | calls | median, ms | 99 %, ms |", "|---|---:|---:|---:|")
         for what in ("unloaded", "accepted", "refused", "after"):
@@ -120,6 +124,8 @@ def _overload(body: Body, _: Path) -> Iterator[str]:
             yield (
                 f"| {what} | {found['calls']:,} | {found['p50_ms']:,.2f} | {found['p99_ms']:,.1f} |"
             )
+        if bound := bound_of({"sent": 1}, limits):
+            yield f"| a byte over loopback, the machine's limit | | {bound.ms:,.2g} | |"
         yield ""
         memory = row["memory_MB"]
         yield (
@@ -130,7 +136,7 @@ def _overload(body: Body, _: Path) -> Iterator[str]:
         )
 
 
-def _growth(body: Body, folder: Path) -> Iterator[str]:
+def _growth(body: Body, folder: Path, limits: Limits) -> Iterator[str]:
     for row in body["rows"]:
         costs = [cost for cost in COSTS if cost in row["points"][0]]
         yield f"{row['what'][0].upper()}{row['what'][1:]}:\n"
@@ -140,16 +146,27 @@ def _growth(body: Body, folder: Path) -> Iterator[str]:
             yield f"| {point['n']:,} | " + " | ".join(f"{point[c]:,.4g}" for c in costs) + " |"
         found = " | ".join(f"**{row['exponents'][cost]:.2f}**" for cost in costs)
         yield f"| **exponent** | {found} |"
+        least = " | ".join(_least(row["points"][-1], cost, limits) for cost in costs)
+        yield f"| the machine's limit at the last n | {least} |"
         yield ""
     yield from _picture(plots.growth(body["rows"]), "growth.png", folder)
 
 
-def _peers(body: Body, folder: Path) -> Iterator[str]:
+def _least(point: Mapping[str, Any], cost: str, limits: Limits) -> str:
+    bound = bound_of(point.get("work", {}).get(cost, {}), limits)
+    if bound is None:
+        return ""
+    return f"{bound.ms / 1e3 if COSTS[cost] == 's' else bound.ms:,.3g}"
+
+
+def _peers(body: Body, folder: Path, limits: Limits) -> Iterator[str]:
     names = body["tools"]
-    yield "| | " + " | ".join(names) + " |"
-    yield "|---" + "|---:" * len(names) + "|"
+    yield "| | " + " | ".join(names) + " | the machine's limit |"
+    yield "|---" + "|---:" * (len(names) + 1) + "|"
     for row in body["rows"]:
-        cells = (_cell(row, name) for name in names)
+        cells = [*(_cell(row, name) for name in names), ""]
+        if bound := bound_of(row.get("work", {}), limits):
+            cells[-1] = f"{1e3 / bound.ms if row['unit'] == 'images/s' else bound.ms:,.3g}"
         yield f"| {row['what']}, {row['unit']} | " + " | ".join(cells) + " |"
     yield ""
     yield "In brackets: how many times better (more than 1) or worse vitscope does.\n"

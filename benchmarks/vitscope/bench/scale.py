@@ -89,7 +89,11 @@ def filter_row(path: Path, count: int, what: str, asked: ImageFilter) -> Row:
         cold.append(timed(top_images, fresh, LAYER.name, channel, question))
         warm.append(timed(top_images, fresh, LAYER.name, channel, question))
     return compared(
-        f"top {K + 1} of {what}, {count:,} rows", sides, "argpartition, float32 in memory"
+        f"top {K + 1} of {what}, {count:,} rows",
+        sides,
+        "argpartition, float32 in memory",
+        work={"moved": 2 * count},
+        work_of={"argpartition, float32 in memory": {"moved": 4 * count}},
     )
 
 

@@ -179,7 +179,7 @@ def _reading(
         samples[FLOOR].append(timed(lambda: np.array(floor[question])))  # noqa: B023
         for name, opener in openers.items():
             samples[name].append(timed(opener().read, *question))
-    return compared(what, samples, FLOOR)
+    return compared(what, samples, FLOOR, work={"moved": np.array(floor[asked[0]]).nbytes})
 
 
 def _measurement(contest: Callable[[bool], Contest]) -> Callable[[Path, bool], Iterator[Row]]:

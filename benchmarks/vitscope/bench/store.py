@@ -189,7 +189,7 @@ def top_row(what: str, bed: Bed, name: str, asked: Sequence[tuple[Any]], values:
         samples["ranking in memory"].append(timed(top_rows, column, 100))
         for key in (f"{GUARDED} and ranking", f"{GUARDED} and ranking, again"):
             samples[key].append(timed(lambda: top_rows(guarded(channel), 100)))  # noqa: B023
-    return compared(what, samples, floor)
+    return compared(what, samples, floor, work={"moved": values.shape[1] * values.itemsize})
 
 
 def image(folder: Path, quick: bool) -> Iterator[Row]:
@@ -231,6 +231,7 @@ def reads(
     """Rows of one question put to every side: first, again, and with the page cache dropped."""
     for state, questions in (("first and again", asked), ("page cache dropped", asked[:15])):
         samples: dict[str, list[float]] = {}
+        size = 0
         for number, question in enumerate(questions):
             sides = _sides(bed, array, floor, depth)
             order = list(sides)
@@ -246,8 +247,11 @@ def reads(
                     if state == "page cache dropped":
                         break
                 if number == 0:
-                    _check(answer[-1], sides[FLOOR](*question))
-        yield compared(f"{what}, {state}", dict(sorted(samples.items())), FLOOR)
+                    wanted = sides[FLOOR](*question)
+                    _check(answer[-1], wanted)
+                    size = wanted.nbytes
+        work = {"moved" if state == "first and again" else "read": size}
+        yield compared(f"{what}, {state}", dict(sorted(samples.items())), FLOOR, work=work)
 
 
 def _sides(bed: Bed, array: str, floor: tuple[Path, Reader], depth: int) -> Mapping[str, Reader]:

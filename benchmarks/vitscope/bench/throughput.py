@@ -18,21 +18,19 @@ from pathlib import Path
 
 import grpc
 
-from vitscope.bench.answers import served
 from vitscope.bench.questions import (
     ANSWER,
     CALLERS,
     EMPTY,
     PACKAGES,
     ROUNDS,
-    SERVICE,
     Question,
-    canned,
     load,
     make_index,
 )
 from vitscope.bench.questions import questions as all_questions
 from vitscope.bench.record import Row, compared, show, write
+from vitscope.bench.servers import SERVICE, canned, served
 from vitscope.v1.service_pb2_grpc import ActivationServiceStub
 
 NAMES = (
@@ -87,7 +85,8 @@ def rows_of(address: str, question: Question, workers: int, seconds: float) -> l
                 f"{question.name}, {workers} workers, {callers} callers",
                 {name: [1e3 / speed for speed in found] for name, found in speeds.items()},
                 EMPTY,
-                bytes=sum(map(len, replies)),
+                # Of one call; that many callers wait at once does not make it take less.
+                work={"sent": sum(map(len, replies)) / callers},
                 workers=workers,
                 callers=callers,
                 calls_per_second={name: statistics.median(s) for name, s in speeds.items()},
