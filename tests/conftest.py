@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
-from synthetic import ServerProcess, Synthetic, build
+from started import ServerProcess
+from synthetic import Synthetic, build
 
 if TYPE_CHECKING:
     from lives import LiveIndex
@@ -26,6 +27,15 @@ if os.environ.get("CI"):
 # A shell has its background jobs ignore it, and they their children; tests send it to theirs.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Tests know the bits of a processor; those that are marked `gpu` ask for a device. Commands that
+# they start are shown none; this process has seen what there is before.
+if Path("/dev/nvidiactl").exists():
+    import torch
+
+    if torch.cuda.is_available():
+        torch.empty(1, device="cuda")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 ROOT = Path(__file__).resolve().parents[1]
 Serve = Callable[..., ServerProcess]

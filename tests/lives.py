@@ -87,6 +87,7 @@ def build_live(folder: Path) -> LiveIndex:
         (live.pictures / name).write_bytes(data)
     oracle.save_random_model("test_vit", live.checkpoint)
     options = Options(
+        device="cpu",
         model="test_vit",
         data=live.pictures,
         out=live.path,

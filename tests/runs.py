@@ -17,6 +17,7 @@ from vitscope.indexer.options import Options
 def tiny(pictures: Path, out: Path, **changes: Any) -> Options:
     """A run of timm's test model on the pictures, four of them a forward and a unit."""
     options = Options(
+        device="cpu",
         model="test_vit",
         data=pictures,
         out=out,

@@ -1,4 +1,4 @@
-"""A small published index of random activations, and a real server over it.
+"""A small published index of random activations.
 
 The index is made without a model, straight through the store's writing functions, and the dense
 activations stay in memory: every answer can be compared with brute force. Ranking, pooling and
@@ -10,15 +10,9 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import os
-import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -38,11 +32,7 @@ Half = npt.NDArray[np.float16]
 
 ROWS = 70
 UNIT_ROWS = 32
-VITSCOPE = Path(sys.executable).with_name("vitscope")
-"""The console script beside this interpreter."""
-
 _LABELS = ("fox", "café", None, "белка", "fox", "🦊 fennec", None)
-_STARTING_SECONDS = 120.0
 INPUT = (48, 80)
 
 
@@ -411,57 +401,3 @@ def top_arrays(
             top_scores[channel, rank] = score
             top_maps[channel, rank] = maps[row, channel]
     return top_rows, top_scores, top_maps
-
-
-class ServerProcess:
-    """A `vitscope serve` of its own process, on a free port unless told otherwise."""
-
-    def __init__(
-        self,
-        *indexes: Path,
-        options: Sequence[str] = (),
-        errors: Path,
-        program: Sequence[str] = (str(VITSCOPE),),
-        environ: Mapping[str, str] = MappingProxyType({}),
-    ) -> None:
-        """`program` stands for the console script, `environ` is set besides."""
-        command = [*program, "serve", *map(str, indexes), "--listen", "127.0.0.1:0", *options]
-        self.errors = errors
-        """Where its stderr goes."""
-        with errors.open("wb") as file:
-            self.process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=file, env={**os.environ, **environ}
-            )
-        # A server that never says its line must not hang the tests.
-        guard = threading.Timer(_STARTING_SECONDS, self.process.kill)
-        guard.start()
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline().decode()
-        guard.cancel()
-        head, _, self.address = line.strip().rpartition(" ")
-        if head != "Serving on":
-            self.close()
-            raise RuntimeError(f"The server did not start: {errors.read_text()}")
-
-    def terminate(self) -> int:
-        """Ask it to end, as a supervisor does, and give its exit code."""
-        self.process.terminate()
-        return self.process.wait(60)
-
-    def interrupt(self) -> int:
-        """Press Ctrl-C, and give its exit code."""
-        self.process.send_signal(signal.SIGINT)
-        return self.process.wait(60)
-
-    def close(self) -> None:
-        """End it in any case."""
-        self.process.kill()
-        self.process.wait()
-        if self.process.stdout:
-            self.process.stdout.close()
-
-
-def run_vitscope(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run the command line to its end."""
-    command = [str(VITSCOPE), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)

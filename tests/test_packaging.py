@@ -29,7 +29,7 @@ def run(*command: str) -> str:
 
 def test_every_room_is_in_the_wheel_with_its_types(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    for room in ("v1", "store", "indexer", "server", "client"):
+    for room in ("v1", "store", "indexer", "server", "client", "bench"):
         assert f"vitscope/{room}/py.typed" in names
     assert "vitscope/__init__.py" not in names
     assert "vitscope/v1/service_pb2_grpc.py" in names

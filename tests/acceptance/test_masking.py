@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from synthetic import ServerProcess
+from started import ServerProcess
 
 from vitscope.client import Client, ImageFilter
 from vitscope.client.cli import main

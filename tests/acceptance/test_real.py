@@ -30,6 +30,7 @@ def generation(tmp_path_factory: pytest.TempPathFactory) -> Generation:
     out = tmp_path_factory.mktemp("real") / "index"
     index(
         Options(
+            device="cpu",
             model=MODEL,
             data=PICTURES,
             out=out,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic import run_vitscope
+from started import run_vitscope
 
 from vitscope.bench.changes import changes, missing, table
 from vitscope.bench.commands import bench

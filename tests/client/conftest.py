@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 import synthetic as synthetic_index
 from client.answers import QUESTIONS, build_pair
-from synthetic import ServerProcess, Synthetic, build
+from started import ServerProcess
+from synthetic import Synthetic, build
 
 from vitscope.client import AnalyzedImage, Client, Neighbours, open_local
 from vitscope.client.answer import Answer

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from synthetic import ServerProcess, Synthetic
+from started import ServerProcess
+from synthetic import Synthetic
 
 from vitscope.client import AsyncClient, Client, UnavailableError, UsageError
 from vitscope.client.addresses import checked_address, target

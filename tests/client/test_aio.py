@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic import ServerProcess, build
+from started import ServerProcess
+from synthetic import build
 
 from vitscope.client import (
     AsyncClient,

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from client.truth import PLAIN, SHAPES, WHOLE, WIDE, bad_rows
 from PIL import Image
-from synthetic import Synthetic, run_vitscope
+from started import run_vitscope
+from synthetic import Synthetic
 
 from client import truth
 from vitscope.client.cli import main

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pytest
 from client.truth import WIDE, good_rows, scores
 from PIL import Image
-from synthetic import ServerProcess, Synthetic, build
+from started import ServerProcess
+from synthetic import Synthetic, build
 
 from vitscope.client import Client, sheets
 from vitscope.client.cli import main

@@ -14,7 +14,8 @@ from typing import Any
 import grpc
 import pytest
 from grpc import StatusCode
-from synthetic import ServerProcess, Synthetic
+from started import ServerProcess
+from synthetic import Synthetic
 
 from vitscope.client import (
     Client,

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from client.truth import PLAIN, SHAPES, WHOLE, WIDE, bad_rows, best
 from PIL import Image
-from synthetic import ServerProcess, Synthetic, build
+from started import ServerProcess
+from synthetic import Synthetic, build
 
 from client import truth
 from vitscope.client import Client, UsageError

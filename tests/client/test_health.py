@@ -15,7 +15,8 @@ import grpc
 import pytest
 from certificates import Authority
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from synthetic import ServerProcess, Synthetic, run_vitscope
+from started import ServerProcess, run_vitscope
+from synthetic import Synthetic
 
 from vitscope.client import Client, Retries, UnavailableError
 

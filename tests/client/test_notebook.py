@@ -18,7 +18,8 @@ import pytest
 from client.answers import DENSE, EXPECTED, OTHER
 from client.truth import WIDE
 from PIL import Image as Pictures
-from synthetic import ServerProcess, build
+from started import ServerProcess
+from synthetic import build
 
 from vitscope.client import AnalyzedImage, AsyncClient, Client, Image, TopImages, notebook
 from vitscope.client.answer import Answer, source_of, with_source

@@ -14,7 +14,8 @@ import grpc
 import numpy as np
 import pytest
 from client.truth import PLAIN, SHAPES, WIDE, bad_rows, best, good_rows
-from synthetic import ServerProcess, Synthetic, build
+from started import ServerProcess
+from synthetic import Synthetic, build
 
 from vitscope.client import Client, ImageFilter, ScoredImage
 from vitscope.client.cli import main

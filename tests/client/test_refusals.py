@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from client.truth import PLAIN, WHOLE, WIDE
-from synthetic import ServerProcess, Synthetic, run_vitscope
+from started import ServerProcess, run_vitscope
+from synthetic import Synthetic
 
 from client import truth
 from vitscope.client import (

@@ -10,7 +10,8 @@ from contextlib import suppress
 from threading import Event
 
 import pytest
-from synthetic import ServerProcess, Synthetic
+from started import ServerProcess
+from synthetic import Synthetic
 
 from vitscope.client import AsyncClient, Client, UnavailableError
 

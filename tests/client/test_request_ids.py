@@ -11,7 +11,8 @@ from typing import Any
 import grpc
 import pytest
 from server.broken import PROGRAM
-from synthetic import VITSCOPE, ServerProcess, Synthetic
+from started import VITSCOPE, ServerProcess
+from synthetic import Synthetic
 
 from vitscope.client import (
     AsyncClient,

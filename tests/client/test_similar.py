@@ -15,7 +15,8 @@ import grpc
 import numpy as np
 import pytest
 from PIL import Image
-from synthetic import ServerProcess, build
+from started import ServerProcess
+from synthetic import build
 
 from vitscope.client import (
     Client,

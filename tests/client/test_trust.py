@@ -17,7 +17,8 @@ import pytest
 from certificates import FUTURE, PAST, Authority, Pair
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from synthetic import ServerProcess, Synthetic
+from started import ServerProcess
+from synthetic import Synthetic
 
 from vitscope.client import AsyncClient, Client, Tls, UnavailableError, UsageError
 from vitscope.client.cli import main

@@ -24,7 +24,7 @@ from deploy.manifests import (
     pod,
 )
 from images import ROOT, steps_of
-from synthetic import VITSCOPE
+from started import VITSCOPE
 
 from vitscope.client.commands import health
 from vitscope.indexer.commands import index

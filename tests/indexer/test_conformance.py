@@ -24,6 +24,7 @@ def generation(tmp_path_factory: pytest.TempPathFactory) -> Generation:
     """Published twice; boxes, labels, bad pictures, dense activations and prefix tokens."""
     folder = tmp_path_factory.mktemp("everything")
     options = Options(
+        device="cpu",
         model="test_vit",
         data=folder / "pictures",
         out=folder / "index",

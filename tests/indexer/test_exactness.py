@@ -46,6 +46,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     files[20].write_bytes(files[3].read_bytes())
     index(
         Options(
+            device="cpu",
             model=name,
             data=folder / "pictures",
             out=folder / "index",
@@ -171,6 +172,7 @@ def test_bad_files_change_nothing_for_the_others(tmp_path: Path) -> None:
     for name in ("clean", "dirty"):
         out = tmp_path / f"{name}-index"
         options = Options(
+            device="cpu",
             model="test_vit",
             data=tmp_path / name,
             out=out,
@@ -211,6 +213,7 @@ def test_fewer_images_than_ranks(tmp_path: Path) -> None:
     files = write_pictures(tmp_path / "pictures", 3)
     files[1].write_bytes(b"")
     options = Options(
+        device="cpu",
         model="test_vit",
         data=tmp_path / "pictures",
         out=tmp_path / "index",

@@ -53,6 +53,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         file.write_bytes(jpeg(noise(number, 80, 90 + 7 * number)))
     index(
         Options(
+            device="cpu",
             model=name,
             data=folder / "pictures",
             out=folder / "index",

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
-from synthetic import VITSCOPE
+from started import VITSCOPE
 
 from vitscope.client.cli import main
 from vitscope.indexer.errors import OutputError, SourceError

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 from grpc import StatusCode
-from synthetic import run_vitscope
+from started import run_vitscope
 
 from vitscope.v1 import query_pb2 as pb
 from vitscope.v1.service_pb2_grpc import ActivationServiceStub

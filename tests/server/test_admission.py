@@ -16,11 +16,12 @@ import grpc
 import pytest
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from server.gates import PATIENCE, gate, settled, wait
 from server.refusals import check_sentence
-from synthetic import ServerProcess, Synthetic, build, run_vitscope
+from started import ServerProcess, run_vitscope
+from synthetic import Synthetic, build
 
-from vitscope.server.admission import PUSHBACK_MS, Clock, Crowd, Gate, Gates, Limits
-from vitscope.server.calls import Call, current
+from vitscope.server.admission import PUSHBACK_MS, Gates
 from vitscope.server.errors import OverloadedError
 from vitscope.server.going import CallerGoneError, check_caller
 from vitscope.server.served import Served, index_paths
@@ -29,71 +30,6 @@ from vitscope.v1 import query_pb2 as pb
 from vitscope.v1.service_pb2_grpc import ActivationServiceStub
 
 Serve = Callable[..., ServerProcess]
-PATIENCE = 60.0
-
-
-class Hand:
-    """A clock's, moved by hand."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def gate(
-    threads: int, in_hand: int, crowd: Crowd | None = None, clock: Clock = time.monotonic
-) -> Gate:
-    return Gate("scan", Limits(threads, in_hand), lambda: None, crowd, clock)
-
-
-def wait(until: Event) -> str:
-    assert until.wait(PATIENCE)
-    return "done"
-
-
-async def settled(what: Callable[[], bool]) -> None:
-    for _ in range(int(PATIENCE * 100)):
-        if what():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it never came about")
-
-
-class Asking:
-    """Calls of one class that last until they are told to end."""
-
-    def __init__(self, gate: Gate) -> None:
-        self.gate = gate
-        self._over = Event()
-        self._running: list[asyncio.Task[str]] = []
-
-    async def once(self) -> bool:
-        """Whether one more is taken."""
-        refused = self.gate.refused
-        task = asyncio.create_task(self.gate.run(partial(wait, self._over)))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        if self.gate.refused > refused:
-            with pytest.raises(OverloadedError):
-                await task
-            return False
-        self._running.append(task)
-        return True
-
-    async def taken(self) -> int:
-        """How many are in hand when one more is too many."""
-        while await self.once():
-            pass
-        return self.gate.in_hand
-
-    async def answered(self) -> None:
-        """Let all end."""
-        self._over.set()
-        await asyncio.gather(*self._running)
-        self._over.clear()
-        self._running.clear()
 
 
 def test_as_many_are_in_hand_as_may_be_and_no_more() -> None:
@@ -112,171 +48,6 @@ def test_as_many_are_in_hand_as_may_be_and_no_more() -> None:
         assert one.in_hand == 0
         assert await one.run(lambda: 7) == 7
         one.close()
-
-    asyncio.run(run())
-
-
-def test_none_waits_while_most_are_refused() -> None:
-    async def run() -> None:
-        hand = Hand()
-        one = gate(2, 50, clock=hand)
-        asking = Asking(one)
-        # A burst has room, and a few too many change nothing.
-        assert await asking.taken() == 50
-        hand.now += 1
-        await asking.answered()
-        assert await asking.taken() == 50
-        for _ in range(60):
-            assert not await asking.once()
-        hand.now += 1
-        assert not await asking.once()
-        await asking.answered()
-        assert await asking.taken() == 2
-        await asking.answered()
-        # Nobody came for a while.
-        hand.now += 2.1
-        assert await asking.taken() == 50
-        await asking.answered()
-        one.close()
-
-    asyncio.run(run())
-
-
-def test_crowded_classes_share_the_cores() -> None:
-    async def run() -> None:
-        hand, crowd = Hand(), Crowd(3)
-        first, second, calm = (Asking(gate(2, 4, crowd, hand)) for _ in range(3))
-        for each in (first, second):
-            assert await each.taken() == 4
-            for _ in range(6):
-                assert not await each.once()
-        hand.now += 1
-        for each in (first, second):
-            assert not await each.once()
-            await each.answered()
-        assert (await first.taken(), await second.taken()) == (2, 1)
-        # Room for the other once more; its own threads are busy.
-        await second.answered()
-        assert (await second.taken(), await first.taken()) == (1, 2)
-        # One that refuses nobody goes on as ever.
-        assert await calm.taken() == 4
-        for each in (first, second, calm):
-            await each.answered()
-            each.gate.close()
-
-    asyncio.run(run())
-
-
-def test_a_crowded_class_gets_a_call_a_second_whatever_others_do() -> None:
-    async def run() -> None:
-        hand, crowd = Hand(), Crowd(1)
-        greedy, shy = (Asking(gate(2, 4, crowd, hand)) for _ in range(2))
-        for each in (greedy, shy):
-            assert await each.taken() == 4
-            for _ in range(6):
-                assert not await each.once()
-        hand.now += 1
-        for each in (greedy, shy):
-            assert not await each.once()
-            await each.answered()
-        over = Event()
-        # Next parts of streams are never refused, and wait for their threads.
-        parts = [asyncio.create_task(greedy.gate.run(partial(wait, over), again=True))]
-        await settled(lambda: greedy.gate.in_hand == 1)
-        for _ in range(3):
-            assert await shy.taken() == 1
-            await shy.answered()
-            assert not await shy.once()
-            hand.now += 1
-        over.set()
-        await asyncio.gather(*parts)
-        for each in (greedy, shy):
-            each.gate.close()
-
-    asyncio.run(run())
-
-
-def test_parts_that_wait_take_no_cores_from_others() -> None:
-    async def run() -> None:
-        hand, crowd, over = Hand(), Crowd(3), Event()
-        streams, others = (Asking(gate(1, 4, crowd, hand)) for _ in range(2))
-        for each in (streams, others):
-            assert await each.taken() == 4
-            for _ in range(6):
-                assert not await each.once()
-        hand.now += 1
-        for each in (streams, others):
-            assert not await each.once()
-            await each.answered()
-        parts = [
-            asyncio.create_task(streams.gate.run(partial(wait, over), again=True)) for _ in range(4)
-        ]
-        await settled(lambda: streams.gate.in_hand == 4)
-        for _ in range(3):
-            assert await others.taken() == 1
-            await others.answered()
-        over.set()
-        await asyncio.gather(*parts)
-        for each in (streams, others):
-            each.gate.close()
-
-    asyncio.run(run())
-
-
-def test_a_stream_keeps_its_thread_for_a_moment_where_its_class_is_crowded() -> None:
-    async def run() -> None:
-        hand = Hand()
-        asking = Asking(gate(1, 4, clock=hand))
-        assert await asking.taken() == 4
-        for _ in range(6):
-            assert not await asking.once()
-        hand.now += 1
-        assert not await asking.once()
-        await asking.answered()
-        with asking.gate.stream() as stream:
-            assert await stream.run(lambda: 1) == 1
-            assert not await asking.once()
-            # Its next part is let in all the same.
-            assert await stream.run(lambda: 2) == 2
-            # Its caller reads on and on.
-            hand.now += 0.1
-            assert await asking.once()
-            await asking.answered()
-            assert await stream.run(lambda: 3) == 3
-        assert await asking.once()
-        await asking.answered()
-        asking.gate.close()
-
-    asyncio.run(run())
-
-
-def test_a_call_that_was_let_in_keeps_its_place_until_it_comes() -> None:
-    async def run() -> None:
-        hand = Hand()
-        asking = Asking(gate(1, 4, clock=hand))
-        calls = [Call(str(number), "GetBoxScores") for number in range(3)]
-        # Four wait: a burst, of which none keeps a place beforehand.
-        asking.gate.expect(calls[0])
-        assert await asking.taken() == 4
-        for _ in range(6):
-            assert not await asking.once()
-        hand.now += 1
-        assert not await asking.once()
-        await asking.answered()
-        assert not asking.gate.is_full()
-        asking.gate.expect(calls[1])
-        assert asking.gate.is_full()
-        # The place is its own, and nobody else's.
-        assert not await asking.once()
-        current.set(calls[1])
-        assert await asking.once()
-        await asking.answered()
-        assert not asking.gate.is_full()
-        asking.gate.expect(calls[2])
-        hand.now += 0.02
-        # It never came.
-        assert not asking.gate.is_full()
-        asking.gate.close()
 
     asyncio.run(run())
 

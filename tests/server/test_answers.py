@@ -9,7 +9,8 @@ import make_golden
 import numpy as np
 import numpy.typing as npt
 import pytest
-from synthetic import ServerProcess, Synthetic
+from started import ServerProcess
+from synthetic import Synthetic
 
 from vitscope.store.manifest import Pooling
 from vitscope.v1 import index_pb2

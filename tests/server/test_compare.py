@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from server.questions import NUMBERS, Filter, each
 from server.refusals import INVALID, MISSING, NOT_KEPT, check_sentence, refusal
-from synthetic import ServerProcess, Synthetic, build
+from started import ServerProcess
+from synthetic import Synthetic, build
 
 from vitscope.store.manifest import Pooling
 from vitscope.v1 import query_pb2 as pb

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from server.refusals import NOT_KEPT, refusal
-from synthetic import ROWS, ServerProcess, Synthetic, build
+from started import ServerProcess
+from synthetic import ROWS, Synthetic, build
 
 from vitscope.server.queries import compare
 from vitscope.server.queries.filters import ALL, ImageFilter

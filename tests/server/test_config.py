@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from server.refusals import check_start_error
-from synthetic import VITSCOPE, ServerProcess, Synthetic, run_vitscope
+from started import VITSCOPE, ServerProcess, run_vitscope
+from synthetic import Synthetic
 
 from vitscope.server.commands import serve as command
 from vitscope.server.errors import StartError

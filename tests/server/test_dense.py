@@ -9,7 +9,7 @@ import numpy as np
 import oracle
 import pytest
 from pictures import write_pictures
-from synthetic import ServerProcess
+from started import ServerProcess
 
 from vitscope.indexer.model import Weights
 from vitscope.indexer.options import Options
@@ -26,6 +26,7 @@ def test_maps_of_any_image(tmp_path: Path) -> None:
     oracle.save_random_model("test_vit", checkpoint)
     files = write_pictures(tmp_path / "pictures", ROWS)
     options = Options(
+        device="cpu",
         model="test_vit",
         data=tmp_path / "pictures",
         out=tmp_path / "index",

@@ -42,7 +42,8 @@ from server.questions import (
     usual,
 )
 from server.refusals import INVALID, MISSING, NOT_KEPT
-from synthetic import ServerProcess, Synthetic, build
+from started import ServerProcess
+from synthetic import Synthetic, build
 
 from vitscope.store.approximate import SIZES
 from vitscope.store.manifest import Pooling

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import synthetic as synthetic_index
 from grpc import StatusCode
-from synthetic import ServerProcess, Synthetic, build
+from started import ServerProcess
+from synthetic import Synthetic, build
 
 from vitscope.store.boxes import Box
 from vitscope.store.manifest import LayerRecord

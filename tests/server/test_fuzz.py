@@ -23,7 +23,8 @@ from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from mutations import chances, field, fields, mutated, nested, varint
 from processes import usage_of
-from synthetic import ServerProcess, Synthetic
+from started import ServerProcess
+from synthetic import Synthetic
 
 from vitscope.v1 import query_pb2 as pb
 from vitscope.v1 import service_pb2

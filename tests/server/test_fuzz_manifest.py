@@ -22,7 +22,8 @@ import grpc
 import pytest
 from grpc import StatusCode
 from mutations import chances, changed, mutated
-from synthetic import ServerProcess, Synthetic, build
+from started import ServerProcess
+from synthetic import Synthetic, build
 
 from vitscope.server.local import LocalService
 from vitscope.store.errors import StoreError
@@ -247,7 +248,7 @@ def test_manifests_that_are_published_under_a_server(index: Synthetic, serve: Se
     said = server.errors.read_text()
     assert "cannot be served" in said
     assert "Traceback" not in said
-    # NumPy warns of patches too small to have an area.
+    # NumPy warns of cells whose products overflow.
     for line in (line for line in said.splitlines() if " ERROR " in line or " INFO " in line):
         stays = "Index 'zoo': generation " in line and line.endswith(".")
         # Served with other sums than its files have: whoever asks for one is told, and the log.

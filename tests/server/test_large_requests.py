@@ -10,7 +10,8 @@ import grpc
 import pytest
 from grpc import StatusCode
 from server.refusals import refused
-from synthetic import ServerProcess, Synthetic
+from started import ServerProcess
+from synthetic import Synthetic
 
 from vitscope.v1 import query_pb2 as pb
 from vitscope.v1.service_pb2_grpc import ActivationServiceStub

@@ -19,7 +19,7 @@ from lives import LAYERS, OTHER, SIDE, LiveIndex, analyze, map_of, values_of
 from pictures import jpeg, noise, write_pictures
 from runs import tiny
 from server.refusals import refused
-from synthetic import ServerProcess
+from started import ServerProcess
 
 from vitscope.indexer.run import index
 from vitscope.v1 import index_pb2

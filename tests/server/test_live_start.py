@@ -18,7 +18,7 @@ from pictures import jpeg, noise
 from safetensors.torch import load_file, save_file
 from server.refusals import refused
 from sources import Item, write_tars
-from synthetic import ServerProcess, run_vitscope
+from started import ServerProcess, run_vitscope
 
 from vitscope.server.app import load_live
 from vitscope.server.errors import StartError

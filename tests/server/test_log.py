@@ -18,7 +18,8 @@ import pytest
 from processes import children_of
 from server.broken import PROGRAM, SECRET
 from server.refusals import refused
-from synthetic import ServerProcess, Synthetic
+from started import ServerProcess
+from synthetic import Synthetic
 
 from vitscope.server.calls import host_of
 from vitscope.server.tokens import Rate, line_of, new_token

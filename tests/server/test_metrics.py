@@ -22,7 +22,8 @@ from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from processes import children_of
 from server.refusals import refused
-from synthetic import ServerProcess, Synthetic, build, run_vitscope
+from started import ServerProcess, run_vitscope
+from synthetic import Synthetic, build
 
 from vitscope.server.tokens import Rate, line_of, new_token
 from vitscope.v1 import query_pb2 as pb

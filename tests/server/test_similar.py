@@ -28,7 +28,8 @@ from server.nearness import (
 )
 from server.questions import DENSE, ROWS, SPARSE, boxes_of, each, usual
 from server.refusals import INVALID, MISSING, NOT_KEPT
-from synthetic import ServerProcess, Synthetic, build
+from started import ServerProcess
+from synthetic import Synthetic, build
 
 from vitscope.store.approximate import SIZES
 from vitscope.v1 import query_pb2 as pb

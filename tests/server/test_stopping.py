@@ -14,7 +14,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from synthetic import ServerProcess, Synthetic
+from started import ServerProcess
+from synthetic import Synthetic
 
 from vitscope.server.app import begin_all
 from vitscope.v1 import query_pb2 as pb

@@ -22,7 +22,8 @@ import pytest
 from grpc import StatusCode
 from lives import KEPT, OTHER, LiveIndex
 from processes import Usage, usage_of
-from synthetic import ServerProcess, build
+from started import ServerProcess
+from synthetic import build
 
 from vitscope.v1 import query_pb2 as pb
 from vitscope.v1.service_pb2_grpc import ActivationServiceStub

@@ -23,7 +23,8 @@ import grpc
 import numpy as np
 import pytest
 from server.refusals import check_start_error
-from synthetic import ServerProcess, Synthetic, build
+from started import ServerProcess
+from synthetic import Synthetic, build
 
 from vitscope.server.errors import InvalidArgumentError
 from vitscope.server.questions import QUESTIONS

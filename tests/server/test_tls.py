@@ -15,7 +15,8 @@ import pytest
 from certificates import FUTURE, PAST, Authority, Pair
 from grpc import StatusCode
 from server.refusals import check_start_error, refused
-from synthetic import ServerProcess, Synthetic
+from started import ServerProcess
+from synthetic import Synthetic
 
 from vitscope.v1 import query_pb2 as pb
 from vitscope.v1.service_pb2_grpc import ActivationServiceStub

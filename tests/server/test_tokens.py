@@ -17,7 +17,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from hypothesis import given
 from hypothesis import strategies as st
 from server.refusals import check_sentence, check_start_error, refused
-from synthetic import VITSCOPE, ServerProcess, Synthetic, run_vitscope
+from started import VITSCOPE, ServerProcess, run_vitscope
+from synthetic import Synthetic
 
 from vitscope.server.errors import OverloadedError, StartError, UnauthenticatedError
 from vitscope.server.tokens import LOOK_SECONDS, Bucket, Rate, TokenFile, line_of

@@ -19,7 +19,8 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1 import trace_pb2
 from server.broken import PROGRAM, SECRET
 from server.refusals import refused
-from synthetic import ServerProcess, Synthetic, run_vitscope
+from started import ServerProcess, run_vitscope
+from synthetic import Synthetic
 
 from vitscope.server.tokens import line_of, new_token
 from vitscope.v1 import query_pb2 as pb

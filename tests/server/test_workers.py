@@ -17,7 +17,8 @@ import grpc
 import pytest
 from permissions import locked, public_folder
 from processes import children_of
-from synthetic import VITSCOPE, ServerProcess, Synthetic, build, run_vitscope
+from started import VITSCOPE, ServerProcess, run_vitscope
+from synthetic import Synthetic, build
 
 from vitscope.server.app import Settings
 from vitscope.server.tokens import line_of, new_token

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from synthetic import Synthetic, build, run_vitscope
+from started import run_vitscope
+from synthetic import Synthetic, build
 
 from vitscope.client.cli import main
 

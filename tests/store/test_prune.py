@@ -15,7 +15,8 @@ import pytest
 import seccomp
 from permissions import give_away, powerless, public_folder
 from processes import NFS_READER, READER, WRITER, Holder
-from synthetic import Synthetic, build, run_vitscope
+from started import run_vitscope
+from synthetic import Synthetic, build
 
 from vitscope.client.cli import main
 from vitscope.store.errors import DamagedIndexError, NotAnIndexError, NotWrittenError

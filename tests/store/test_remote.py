@@ -18,7 +18,7 @@ from buckets import BUCKET
 from pictures import write_pictures
 from remotes import LARGE, bucket, check_pulled, objects, published
 from runs import files_of, tiny
-from synthetic import VITSCOPE, ServerProcess
+from started import VITSCOPE, ServerProcess
 from zarr.storage import ObjectStore
 
 from vitscope.client import Client

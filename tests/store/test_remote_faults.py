@@ -18,7 +18,7 @@ from buckets import BucketServer, Relay
 from processes import WRITER, Holder
 from remotes import LARGE, bucket, check_pulled, objects, published
 from runs import files_of
-from synthetic import VITSCOPE
+from started import VITSCOPE
 
 from vitscope.client.cli import main
 from vitscope.store.errors import DamagedIndexError, NotAnIndexError

@@ -56,7 +56,7 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--json", type=Path, help="where to write the results")
     args = parser.parse_args()
-    pictures, few, best, rounds = (128, 32, 20, 2) if args.quick else (1_024, 256, 100, 5)
+    pictures, few, best, rounds = (128, 32, 20, 2) if args.quick else (512, 128, 100, 3)
     command = "python -m vitscope.bench.indexing" + " --quick" * args.quick
     rows: list[Row] = []
 
