@@ -90,7 +90,9 @@ def test_bounds_are_of_the_limits_that_were_measured() -> None:
     assert least(written=5e8) == pytest.approx(1000)
     assert least(read=8e8) == pytest.approx(1000)
     assert least(moved=5e8) == pytest.approx(50)
-    assert least(sent=10_000_000) == pytest.approx(1.02)
+    # Ten trips of 0.02 ms; a tenth of one each where ten go side by side.
+    assert least(trips=10) == pytest.approx(0.2)
+    assert least(trips=0.1, moved=10) == pytest.approx(0.002)
     # Work goes on side by side: the longest is what cannot be beaten.
     assert least(float32=3e9, written=5e8) == pytest.approx(1000)
     assert least(float32=3e11, written=5e8) == pytest.approx(3000)
@@ -106,6 +108,72 @@ def test_sides_that_do_other_work_have_other_bounds() -> None:
     run["parts"]["limits"] = {"rows": [{"name": "memory", "value": 10.0}]}
     bounds = [figure.bound and figure.bound.ms for figure in figures_of(run)]
     assert bounds == [pytest.approx(1), pytest.approx(2), None]
+
+
+def test_few_rounds_are_not_judged_by() -> None:
+    before, after = (
+        a_run({"slow": [taken] * 4}, FLOOR[:4]) | {"parts": {"a": {"rows": [row]}}}
+        for taken in (4.0, 8.0)
+        for row in [compared("a question", {"floor": FLOOR[:4], "slow": [taken] * 4}, "floor")]
+    )
+    [change] = changes(before, after)
+    assert change.factor == 2
+    assert not change.judged
+    assert not change.beyond_spread
+    assert not change.beyond(0.5)
+    assert [line[:2] for line in table([change])][1] == "? "
+
+
+JUDGED: list[tuple[dict[str, Any], int, str]] = [
+    (a_run({"slow": [4.0] * 5}, FLOOR), 0, "1 ratios were held against base; 0 are worse."),
+    (a_run({"slow": [5.5] * 5}, FLOOR), 0, "0 are worse"),
+    (a_run({"slow": [8.0] * 5}, FLOOR), 1, "Worse than in base by more than 50%:"),
+    (a_run({"fast": [8.0] * 5}, FLOOR), 1, "No longer measured: answers, a question: slow"),
+    ({"parts": {}}, 1, "no ratio is in both"),
+    (
+        a_run({"slow": [4.0] * 5}, FLOOR, overload={"rows": [{"held": {"memory": False}}]}),
+        1,
+        "A target was missed: overload: memory",
+    ),
+]
+
+
+@pytest.mark.parametrize(("after", "code", "told"), JUDGED)
+def test_a_gate_fails_beyond_its_margin(
+    after: dict[str, Any], code: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = a_run({"slow": [4.0] * 5}, FLOOR)
+    assert bench._judge(before, after, Path("base"), 0.5) == code
+    assert told in capsys.readouterr().out
+
+
+def test_what_only_one_run_has_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    bench._compare(a_run({"old": FLOOR}, FLOOR), a_run({"new": FLOOR}, FLOOR))
+    said = capsys.readouterr().out
+    assert "Only in the first, of parts that both have:\n  answers     a question: old" in said
+    assert "Only in the second, of parts that both have:\n  answers     a question: new" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--device", "abacus"], "The device 'abacus' cannot be used here"),
+        (["--json", "FILE/x.json"], "FILE cannot be made"),
+        (["--out", "FILE"], "FILE cannot be made"),
+        (["--check", "FILE"], "FILE is no file of figures"),
+        (["--compare", "FILE", "FILE", "--check", "FILE"], "--compare measures nothing"),
+    ],
+)
+def test_what_cannot_be_used_is_told_before_anything_is_measured(
+    tmp_path: Path, words: list[str], told: str
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    done = run_vitscope("bench", "store", *(word.replace("FILE", str(file)) for word in words))
+    assert done.returncode in (2, 3)
+    assert told.replace("FILE", str(file)) in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "limits" not in done.stderr
 
 
 def test_floors_are_no_changes() -> None:
@@ -137,7 +205,13 @@ def test_the_command_names_the_areas_of_the_suite() -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "cannot be read"), ("{", "no file of figures"), ("[]", "no file of figures")],
+    [
+        (None, "cannot be read"),
+        ("{", "no file of figures"),
+        ("[]", "no file of figures"),
+        ('{"parts": []}', "no file of figures"),
+        ('{"parts": {"x": {}}}', "no file of figures"),
+    ],
 )
 def test_a_file_that_is_none_is_told_in_a_sentence(
     tmp_path: Path, content: str | None, words: str
@@ -146,6 +220,6 @@ def test_a_file_that_is_none_is_told_in_a_sentence(
     if content is not None:
         path.write_text(content)
     done = run_vitscope("bench", "--compare", str(path), str(path))
-    assert done.returncode == 4
+    assert done.returncode == 3
     assert words in done.stderr
     assert "Traceback" not in done.stderr

@@ -12,11 +12,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import tiny
+from synthetic import Synthetic
 
-from vitscope.bench import growth, limits, peers, suite
+from vitscope.bench import forward, growth, limits, peers, suite
 from vitscope.bench.record import compared
 from vitscope.bench.report import write_report
 from vitscope.bench.suite import SUITE, BenchError, Benchmark, chosen, run_suite
+from vitscope.indexer.job import prepare
+from vitscope.indexer.scenes import write_scenes
+from vitscope.indexer.topk import NONE
 
 
 def test_all_benchmarks_are_in_the_suite() -> None:
@@ -35,7 +40,9 @@ def test_an_area_has_its_benchmarks_and_the_limits() -> None:
     assert chosen(suite.AREAS) == list(SUITE)
 
 
-def test_what_was_done_is_kept_when_a_run_is_cut_short(tmp_path: Path) -> None:
+def test_what_was_done_is_kept_when_a_run_is_cut_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     good, bad = Benchmark("limits", "limits"), Benchmark("limits", "store", quick=("--nonsense",))
     said: list[str] = []
     with pytest.raises(BenchError, match="limits ended with 2"):
@@ -56,13 +63,50 @@ def test_what_was_done_is_kept_when_a_run_is_cut_short(tmp_path: Path) -> None:
         "loopback",
     }
     assert all(row["value"] > 0 for row in body["parts"]["limits"]["rows"])
+    said.clear()
+    monkeypatch.setattr(suite, "stamp", lambda: "other code")
+    run_suite([good], tmp_path, quick=True, device="cpu", say=said.append)
+    assert "kept" not in said[0]
     suite.forget(tmp_path)
     assert not (tmp_path / suite.PARTS).exists()
 
 
-def test_matrix_rates_count_a_product_and_a_sum_each() -> None:
-    # A rate from far off would be a mistake of counting: no processor does 1e15.
-    assert 1e8 < limits.matrix_rate("cpu", torch.float32, 2) < 1e15
+def test_what_a_benchmark_wrote_before_it_failed_is_no_result(tmp_path: Path) -> None:
+    words = ("--pictures", "32", "--model", "test_vit", "--model", "nonsense")
+    half = Benchmark("forward", "index", quick=words)
+    with pytest.raises(BenchError, match=r"forward ended with 1 and without a result"):
+        run_suite([half], tmp_path, quick=True, device="cpu", say=print)
+    assert list((tmp_path / suite.PARTS).iterdir()) == []
+
+
+def test_pictures_that_none_can_beat_enter_no_ranking(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "scenes", 32)
+    data = tmp_path / "scenes" / "images"
+    options = tiny(data, tmp_path / "index")
+    job = prepare(options)
+    for barred in (False, True):
+        with forward.working(job, tmp_path) as worker:
+            if barred:
+                worker.bar()
+            worker.run_all(job.plan.units)
+            held = [reduction._top.keys != NONE for reduction in worker._reductions]
+            assert all(bool(some.any()) != barred for some in held)
+
+
+def test_rates_are_of_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: a second for 3,152 x 768 x 3,072 products and sums, and for bytes both ways."""
+    monkeypatch.setattr(limits, "best", lambda call, rounds: call() or 1.0)
+    assert limits.matrix_rate("cpu", torch.float32, 1) == 2 * 3152 * 768 * 3072
+    assert limits.copy_rate(1 << 20, 1) == 2 << 20
+
+
+def test_a_process_that_asks_holds_nothing_of_an_indexer(synthetic: Synthetic) -> None:
+    costs = growth.read_by_another(synthetic.path, "blocks.0.mlp")
+    assert costs.kept_ms > 0
+    assert costs.ranking_ms > 0
+    code = "import sys, vitscope.bench.asking; print('torch' in sys.modules, 'zarr' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False False"
 
 
 def test_exponents_are_those_of_powers() -> None:
@@ -109,7 +153,10 @@ POINTS: list[dict[str, Any]] = [
 def a_body() -> dict[str, Any]:
     """Figures of every kind."""
     row = compared(
-        "a question", {"floor": FLOOR, "side": [3.0, 3.1, 3.3]}, "floor", work={"sent": 1_000}
+        "a question",
+        {"floor": FLOOR, "side": [3.0, 3.1, 3.3]},
+        "floor",
+        work={"trips": 1, "moved": 1_000},
     )
     grown = {"what": "pictures", "points": POINTS, "exponents": growth.exponents(POINTS)}
     measured = [
@@ -125,6 +172,7 @@ def a_body() -> dict[str, Any]:
         "versions": {"vitscope": "0", "faiss-gpu": "absent"},
         "seconds": 60.0,
         "quick": True,
+        "gpu": "none",
         "parts": {
             "limits": {"rows": measured},
             "answers": {"rows": [row]},
@@ -158,8 +206,9 @@ def test_the_report_tells_figures_bounds_growth_and_peers(tmp_path: Path) -> Non
 
 
 def test_a_gpu_run_does_not_say_that_there_is_none(tmp_path: Path) -> None:
-    body = a_body() | {"command": "vitscope bench index --device cuda"}
-    assert "No figure of a GPU" not in write_report(body, tmp_path).read_text()
+    text = write_report(a_body() | {"gpu": "a card"}, tmp_path).read_text()
+    assert "No figure of a GPU" not in text
+    assert "Indexed on a card" in text
 
 
 def test_agreement_is_judged_by_scores_where_rows_tie() -> None:
@@ -179,6 +228,8 @@ def test_agreement_is_judged_by_scores_where_rows_tie() -> None:
     assert "0 of 1 rankings are those of plain hooks, 1 up to ties" in lines[1]
     assert "0 of 1 rankings are those of plain hooks, 0 up to ties" in lines[2]
     assert "0 of 1 rankings are those of plain hooks, 0 up to ties" in lines[3]
+    assert "1 places empty; in 0 belongs a negative score." in lines[3]
+    assert "empty" not in lines[2]
 
 
 def test_a_tool_that_fails_is_told_and_leaves_its_row_open(tmp_path: Path) -> None:
@@ -191,6 +242,33 @@ def test_a_tool_that_fails_is_told_and_leaves_its_row_open(tmp_path: Path) -> No
     assert all(row["values"] == {} for row in rows)
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--limit 5", "--limit must be at least 20"),
+        ("--model vit_huge", "vit_huge is no model of timm"),
+        ("--model resnet18", "has no layers blocks.N.mlp.act"),
+        ("--data nowhere", "--data nowhere must hold at least 20"),
+        ("--checkpoint nowhere", "--checkpoint nowhere is no file"),
+    ],
+)
+def test_what_peers_cannot_be_given_is_told_before_they_run(words: str, told: str) -> None:
+    command = [sys.executable, "-m", "vitscope.bench.peers", *words.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_tool_that_cannot_be_installed_is_told(tmp_path: Path) -> None:
+    tool = peers.Tool("none", "captum", [["--no-index", "no-such-package-at-all"]])
+    found = peers.result_of(tool, tmp_path / "venvs", tmp_path)
+    assert found["error"].startswith("could not be installed: ERROR: No matching distribution")
+    (tmp_path / "file").touch()
+    found = peers.result_of(tool, tmp_path / "file", tmp_path)
+    assert found["error"].startswith("could not be installed: ")
+
+
 def test_peers_run_for_real_and_agree_with_plain_hooks(tmp_path: Path) -> None:
     """Those that need nothing installed; the others differ by their adapter alone."""
     path = tmp_path / "peers.json"
@@ -201,8 +279,9 @@ def test_peers_run_for_real_and_agree_with_plain_hooks(tmp_path: Path) -> None:
     body = json.loads(path.read_text())
     assert body["tools"] == ["vitscope", "dense .npy", "dense Zarr"]
     for row in body["rows"]:
-        only_ours = row["what"] in ("hundredth, from a server", "10 similar images")
-        assert set(row["values"]) == set(body["tools"][: 1 if only_ours else 3])
+        ours = ("hundredth, from a server", "10 similar images", "of which right")
+        count = 0 if "built" in row["what"] else 1 if row["what"] in ours else 3
+        assert set(row["values"]) == set(body["tools"][:count])
         assert all(value > 0 for value in row["values"].values())
     agreed = [note for note in body["notes"] if "rankings are those of plain hooks" in note]
     assert len(agreed) == 3

@@ -316,6 +316,15 @@ def test_tables_are_sound_where_libjpeg_takes_them(place: int, byte: int) -> Non
     assert has_sound_tables(bytes(data)) == (not Decoder(steps(), 24)(bytes(data)).reason)
 
 
+@pytest.mark.parametrize("header", [0x20, 0x04, 0xFF])
+def test_tables_that_there_are_not_are_refused_as_by_libjpeg(header: int) -> None:
+    """Of another class than of DC and AC, or a fifth one."""
+    data = bytearray(WHOLE)
+    data[WHOLE.index(b"\xff\xc4") + 4] = header
+    assert not has_sound_tables(bytes(data))
+    assert Decoder(steps(), 24)(bytes(data)).reason
+
+
 def test_tables_of_which_all_codes_are_taken_are_refused_as_by_libjpeg() -> None:
     """Two codes of one bit leave none that continues."""
     start = WHOLE.index(b"\xff\xc4") + 5

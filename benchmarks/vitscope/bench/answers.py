@@ -66,7 +66,8 @@ def answer_rows(folder: Path, calls: int) -> list[Row]:
                     floor.append(timed(empty.TopImages, request))
             what = f"top-images over loopback, k = {k}{', with maps' if maps else ', scan'}"
             sides = {"empty handler": floor, "answer": ours}
-            rows.append(compared(what, sides, "empty handler", work={"sent": len(reply)}))
+            work = {"trips": 1, "moved": len(reply)}
+            rows.append(compared(what, sides, "empty handler", work=work))
     rows.append(maps_row(folder / "index", layer))
     return rows
 

@@ -9,6 +9,8 @@ from vitscope.bench.figures import Body, Figure, figures_of
 
 LEAST = 0.05
 """Changes below are none, however small the spread."""
+FEW = 5
+"""Rounds below tell no spread, so that nothing is judged by them."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,11 @@ class Change:
         return self.after.ratio / self.before.ratio
 
     @property
+    def judged(self) -> bool:
+        """Whether both have rounds enough to tell how far ratios spread."""
+        return min(self.before.rounds, self.after.rounds) >= FEW
+
+    @property
     def beyond_spread(self) -> bool:
         """Whether the quartiles of both ratios lie apart, and the change is no trifle."""
         (low, high), (other_low, other_high) = (
@@ -31,11 +38,12 @@ class Change:
             self.after.ratio_quartiles,
         )
         apart = other_low > high or other_high < low
-        return apart and not 1 / (1 + LEAST) <= self.factor <= 1 + LEAST
+        return self.judged and apart and not 1 / (1 + LEAST) <= self.factor <= 1 + LEAST
 
     def beyond(self, margin: float) -> bool:
         """Whether even the lower quartile is slower than before by more than a margin."""
-        return self.after.ratio_quartiles[0] > self.before.ratio_quartiles[1] * (1 + margin)
+        worst = self.before.ratio_quartiles[1] * (1 + margin)
+        return self.judged and self.after.ratio_quartiles[0] > worst
 
 
 def changes(before: Body, after: Body) -> list[Change]:
@@ -56,13 +64,24 @@ def missing(before: Body, after: Body) -> list[Figure]:
     return [each for each in figures_of(before) if each.part in parts and each.key not in new]
 
 
+def targets_missed(body: Body) -> list[str]:
+    """What a run says of itself that it did not hold."""
+    return [
+        f"{part}: {what}"
+        for part, found in body["parts"].items()
+        for row in found["rows"]
+        for what, held in row.get("held", {}).items()
+        if not held
+    ]
+
+
 def table(found: Iterable[Change]) -> Iterator[str]:
-    """Lines for people: those beyond their spread are marked."""
+    """Lines for people: those beyond their spread are marked with !, those of few rounds with ?."""
     yield f"{'':<2}{'':<11} {'':<78} {'before':>24} {'after':>24} {'factor':>7}"
     for change in found:
         before, after = change.before, change.after
         yield (
-            f"{'! ' if change.beyond_spread else '  '}{after.part:<11} "
+            f"{'! ' if change.beyond_spread else '  ' if change.judged else '? '}{after.part:<11} "
             f"{f'{after.what}: {after.side}'[:78]:<78} {_ratio(before):>24} {_ratio(after):>24} "
             f"{change.factor:>7.2f}"
         )

@@ -10,7 +10,7 @@ Body = Mapping[str, Any]
 Limits = Mapping[str, float]
 """By the names that `limits` gives, in its units."""
 Work = Mapping[str, float]
-"""How much there is to do of each kind: operations by dtype, and bytes."""
+"""How much there is to do of each kind: operations by dtype, bytes, and trips of a message."""
 
 _KINDS = {
     "float32": ("matrix_float32", 1e-6, "operations of the forward as matrix products in float32"),
@@ -22,7 +22,7 @@ _KINDS = {
     "written": ("disk_write", 1e-3, "bytes that the disk takes and has for good"),
     "read": ("disk_read", 1e-3, "bytes that the disk gives"),
     "moved": ("memory", 1e-6, "bytes that are read from memory"),
-    "sent": ("memory", 1e-6, "a byte there and back over loopback, and the answer's from memory"),
+    "trips": ("loopback", 1.0, "a byte there and back over loopback"),
 }
 """Of each kind of work, the limit's name, from amount / limit to milliseconds, and in words."""
 
@@ -49,6 +49,7 @@ class Figure:
     """The side that ratios are to."""
     ratio: float
     ratio_quartiles: tuple[float, float]
+    rounds: int
     bound: Bound | None
 
     @property
@@ -92,6 +93,7 @@ def _of_row(part: str, row: Mapping[str, Any], limits: Limits) -> Iterator[Figur
             floor=row["floor"],
             ratio=side["ratio"],
             ratio_quartiles=tuple(side["ratio_quartiles"]),
+            rounds=row["rounds"],
             bound=bound_of(work, limits),
         )
 
@@ -100,8 +102,9 @@ def bound_of(work: Work, limits: Limits) -> Bound | None:
     """The longest that any part of some work takes at the machine's limit for it."""
     found = []
     for kind, amount in work.items():
-        rate, factor, why = _KINDS[kind]
-        if rate in limits and amount:
-            least = limits["loopback"] if kind == "sent" else 0.0
-            found.append(Bound(least + amount / limits[rate] * factor, why))
+        name, factor, why = _KINDS[kind]
+        if (limit := limits.get(name)) and amount:
+            # The one limit that is a time; others are rates.
+            taken = amount * limit if kind == "trips" else amount / limit * factor
+            found.append(Bound(taken, why))
     return max(found, key=lambda bound: bound.ms, default=None)

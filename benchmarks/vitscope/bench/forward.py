@@ -3,14 +3,14 @@
     python -m vitscope.bench.forward [--quick] [--pictures N] [--model NAME …] [--device DEVICE]
         [--dtype DTYPE] [--top-k K] [--json FILE]
 
-Retention `top`, all layers, three poolings where there is a class token. In turns, the
-bare model goes through decoded batches, and units of the same are indexed, everything but decoding
-counted: capture, reduction, writing, receipts. First of new pictures, many of which enter the best
-of some channel: of N pictures, about K (1 + ln(N / K)) are ever among a channel's best K, so that
-they cost the more of the time the fewer there are. Then a quarter of them with bars that none can
-beat, as late in a large data set. Last, all are indexed from files, where decoding, measured alone
-before, comes in. On a processor decoding and the model share the cores, and whoever does both needs
-at least the sum of both times; a GPU leaves decoding a machine of its own.
+Retention `top`, all layers, four units of pictures, three poolings where there is a class token.
+In turns, the bare model goes through decoded batches, and units of the same are indexed, everything
+but decoding counted: capture, reduction, writing, receipts. First of new pictures, many of which
+enter the best of some channel: of N pictures, about K (1 + ln(N / K)) are ever among a channel's
+best K, so that they cost the more of the time the fewer there are. Then a quarter of them with bars
+that none can beat, as late in a large data set. Last, all are indexed from files, where decoding,
+measured alone before, comes in. On a processor decoding and the model share the cores, and whoever
+does both needs at least the sum of both times; a GPU leaves decoding a machine of its own.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def main() -> int:
     parser.add_argument("--top-k", type=int, default=100, metavar="K", help="images kept a channel")
     args = parser.parse_args()
     if args.quick:
-        model, pictures, args.top_k = QUICK if args.device == "cpu" else QUICK_ON_DEVICE
-        args.model, args.pictures = args.model or [model], args.pictures or pictures
+        model, few, args.top_k = QUICK if args.device == "cpu" else QUICK_ON_DEVICE
+        args.model, args.pictures = args.model or [model], args.pictures or few
     command = f"python -m vitscope.bench.forward --device {args.device} --dtype {args.dtype}"
     command += f" --top-k {args.top_k}" + " --quick" * args.quick
     command += f" --pictures {args.pictures}" if args.pictures else ""
@@ -72,14 +72,17 @@ def main() -> int:
     rows: list[Row] = []
     for name in args.model or MODELS:
         with tempfile.TemporaryDirectory() as folder:
-            write_scenes(Path(folder) / "scenes", args.pictures or MODELS.get(name, 2_048))
+            pictures = args.pictures or MODELS.get(name, 2_048)
+            batch = BATCH if args.device == "cpu" else BATCH_OF_DEVICE
+            write_scenes(Path(folder) / "scenes", pictures)
             options = Options(
                 model=name,
                 data=Path(folder) / "scenes" / "images",
                 out=Path(folder) / name,
                 weights=Weights(random=True),
                 top_k=args.top_k,
-                batch_size=BATCH if args.device == "cpu" else BATCH_OF_DEVICE,
+                batch_size=batch,
+                unit_rows=max(batch, pictures // 4),
                 device=args.device,
                 dtype=args.dtype,
             )
@@ -104,13 +107,16 @@ def model_rows(options: Options, folder: Path) -> list[Row]:
     rows, alone = [], 0.0
     operations = operations_of(job)
     few = units[: max(1, len(units) // 4)]
-    for what, some in (("new pictures", units), ("none of which enters", few)):
+    for what, some, barred in (
+        ("new pictures", units, False),
+        ("none of which enters", few, True),
+    ):
         count = some[-1].stop
         batches = held.batches[: -(-count // job.plan.batch_size)]
         before = forward(job, batches)
         with working(job, folder) as worker:
             worker.replace_batches(held)
-            if some != units:
+            if barred:
                 worker.bar()
             taken, written = indexing(worker, some)
         mean = (before + forward(job, batches)) / 2

@@ -1,6 +1,6 @@
 """How cost grows: with the pictures that are indexed, and with the rows that are asked.
 
-    python -m vitscope.bench.growth [--quick] [--json FILE]
+    python -m vitscope.bench.growth [--quick] [--device DEVICE] [--json FILE]
 
 Real runs of `vitscope index` over drawn scenes give seconds, memory, disk and what a question takes
 afterwards, by the number of pictures; stores with drawn scores give disk, memory and questions by
@@ -12,7 +12,7 @@ starting and loading, which makes exponents of small numbers the smaller.
 from __future__ import annotations
 
 import argparse
-import statistics
+import json
 import subprocess
 import sys
 import tempfile
@@ -21,15 +21,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vitscope.bench import forward, memory, scale
-from vitscope.bench.record import Row, size_of, timed, write
+from vitscope.bench import asking, forward, memory, scale
+from vitscope.bench.record import Row, size_of, write
 from vitscope.indexer.job import prepare
 from vitscope.indexer.options import Options
 from vitscope.indexer.scenes.model import MODEL_NAME
-from vitscope.server.queries.filters import ImageFilter
-from vitscope.server.queries.images import Question, top_images
-from vitscope.store import layout
-from vitscope.store.generation import Generation, open_generation
 
 PACKAGES = ("vitscope", "torch", "timm", "numpy", "tensorstore", "faiss-cpu")
 PICTURES = (1_000, 2_000, 5_000, 10_000, 20_000)
@@ -42,19 +38,21 @@ COSTS = {
     "kept answer": "ms",
     "ranking of all": "ms",
 }
-"""What is told of each size, and its unit."""
+"""What is told of each size, and its unit. Memory is that of all processes that index, and of rows
+that of the one that asks."""
 
 
 def main() -> int:
     """Run all sizes, print tables and exponents, write the result file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--quick", action="store_true", help="three smaller sizes of each")
+    parser.add_argument("--device", default="cpu", help="that indexes, cpu or cuda")
     parser.add_argument("--json", type=Path, help="where to write the results")
     args = parser.parse_args()
     pictures, rows = ((250, 500, 1_000), ROWS[:3]) if args.quick else (PICTURES, ROWS)
     found: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
-        points = [of_pictures(Path(name), count) for count in pictures]
+        points = [of_pictures(Path(name), count, args.device) for count in pictures]
         found.append({"what": "pictures, indexed for real", "points": points})
         points = [of_rows(Path(name) / f"rows{count}", count) for count in rows]
         found.append({"what": "rows, of a drawn store", "points": points})
@@ -62,21 +60,21 @@ def main() -> int:
         row["exponents"] = exponents(row["points"])
         show(row)
     if args.json:
-        write(
-            args.json, "python -m vitscope.bench.growth" + " --quick" * args.quick, found, PACKAGES
-        )
+        command = "python -m vitscope.bench.growth" + " --quick" * args.quick
+        write(args.json, f"{command} --device {args.device}", found, PACKAGES)
     return 0
 
 
-def of_pictures(folder: Path, count: int) -> Row:
+def of_pictures(folder: Path, count: int, device: str) -> Row:
     """Costs of an index of so many pictures."""
-    found = memory.memory_row(folder, count, ())
+    found = memory.memory_row(folder, count, ("--device", device))
     index = folder / f"index{count}"
-    generation = open_generation(index)
-    kept, whole = asked(generation, LAYER, 512)
+    costs = read_by_another(index, LAYER)
     disk = size_of(index)
     scenes = folder / "scenes" / "images"
-    job = prepare(Options(model=MODEL_NAME, data=scenes, out=folder / "none", limit=1))
+    job = prepare(
+        Options(model=MODEL_NAME, data=scenes, out=folder / "none", limit=1, device=device)
+    )
     return {
         "n": count,
         "work": {
@@ -86,48 +84,30 @@ def of_pictures(folder: Path, count: int) -> Row:
         "seconds": found["seconds"],
         "memory": found["tree_bytes"],
         "disk": disk,
-        "kept answer": kept,
-        "ranking of all": whole,
+        "kept answer": costs.kept_ms,
+        "ranking of all": costs.ranking_ms,
     }
 
 
 def of_rows(folder: Path, count: int) -> Row:
     """Costs of a store with so many rows."""
-    generation = Generation(folder / layout.GENERATIONS / scale.make(folder, count))
-    kept, whole = asked(generation, scale.LAYER.name, scale.LAYER.channels)
+    scale.make(folder, count)
+    costs = read_by_another(folder, scale.LAYER.name)
     return {
         "n": count,
         "work": {"ranking of all": {"moved": count * 2}},
-        "memory": resident_after(folder),
+        "memory": costs.bytes,
         "disk": size_of(folder),
-        "kept answer": kept,
-        "ranking of all": whole,
+        "kept answer": costs.kept_ms,
+        "ranking of all": costs.ranking_ms,
     }
 
 
-def asked(generation: Generation, layer: str, channels: int) -> tuple[float, float]:
-    """Milliseconds of the best kept images of a channel, and of a ranking of all but one image."""
-    some = range(0, channels, max(1, channels // 32))
-    rows = tuple(range(1, min(generation.manifest.rows, 100_000)))
-    found = []
-    for question in (Question(k=20), Question(k=20, asked=ImageFilter(rows=rows))):
-        top_images(generation, layer, 0, question)
-        found.append(
-            statistics.median(timed(top_images, generation, layer, c, question) for c in some)
-        )
-    return found[0], found[1]
-
-
-def resident_after(index: Path) -> int:
-    """Bytes that a process holds which has opened the index and ranked some channels of it."""
-    code = (
-        "import sys; from pathlib import Path; from vitscope.bench import growth, scale;"
-        "from vitscope.store.generation import Generation; [g] = Path(sys.argv[1]).iterdir();"
-        "growth.asked(Generation(g), scale.LAYER.name, scale.LAYER.channels);"
-        "from vitscope.bench.memory import status; import os; print(status(os.getpid(), 'VmHWM'))"
-    )
-    command = [sys.executable, "-c", code, str(index / layout.GENERATIONS)]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+def read_by_another(index: Path, layer: str) -> asking.Costs:
+    """What a fresh process needs that opens the index and asks it."""
+    command = [sys.executable, "-m", asking.__name__, str(index), layer]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return asking.Costs(**json.loads(told))
 
 
 def exponents(points: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -20,13 +20,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vitscope.bench.record import machine
+from vitscope.bench.record import machine, status
 from vitscope.indexer.scenes import write_scenes
 from vitscope.indexer.scenes.model import MODEL_NAME
 
 _PACKAGES = ("torch", "timm", "numpy", "tensorstore", "faiss-cpu")
-_SAMPLE_SECONDS = 0.02
-_KIB = 1 << 10
+_SAMPLE_SECONDS = 0.1
 _MIB = 1 << 20
 
 
@@ -114,16 +113,6 @@ def tree_of(root: int) -> list[int]:
 def parent_of(number: int) -> int:
     """The process that started this one; 0 where it has ended."""
     return status(number, "PPid", unit=1)
-
-
-def status(number: int, name: str, unit: int = _KIB) -> int:
-    """A number from the status of a process, in bytes where it is a size; 0 where there is none."""
-    try:
-        text = Path(f"/proc/{number}/status").read_text()
-    except OSError:
-        return 0
-    _, found, rest = text.partition(f"\n{name}:")
-    return int(rest.split(maxsplit=1)[0]) * unit if found else 0
 
 
 if __name__ == "__main__":

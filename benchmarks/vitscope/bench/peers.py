@@ -25,7 +25,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import venv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,6 +50,8 @@ K, QUESTIONS = 20, 100
 Scores = npt.NDArray[np.float32]
 """Of one channel, (N,)."""
 OURS = "vitscope"
+PATIENCE = 3600.0
+"""Seconds for an installation, or for all that a tool does."""
 CLOSE = 2e-3
 """By how much scores may be apart, relative to the greatest: float16 and bfloat16 are kept."""
 
@@ -124,8 +125,8 @@ def main() -> int:
     parser.add_argument("--venvs", type=Path, help="where environments stay for the next time")
     parser.add_argument("--json", type=Path, help="where to write the results")
     args = parser.parse_args()
-    if args.limit is not None and args.limit < K:
-        parser.error(f"--limit must be at least {K}, which are asked for")
+    if problem := wrong(args):
+        parser.error(problem)
     some = [each for each in TOOLS if not args.tool or each.name in (*args.tool, OURS)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -152,6 +153,31 @@ def main() -> int:
         }
         args.json.write_text(json.dumps(body, indent=1) + "\n")
     return 0
+
+
+def wrong(args: argparse.Namespace) -> str:
+    """What of the arguments cannot be used; nothing where all can."""
+    if args.limit is not None and args.limit < K:
+        return f"--limit must be at least {K}, which are asked for"
+    if args.checkpoint and not args.checkpoint.is_file():
+        return f"--checkpoint {args.checkpoint} is no file"
+    if args.data and len(pictures_in(args.data)) < K:
+        return (
+            f"--data {args.data} must hold at least {K} JPEG or PNG pictures, which are asked for"
+        )
+    if not timm.is_model(args.model):
+        return f"--model {args.model} is no model of timm"
+    with torch.device("meta"):
+        names = [name for name, _ in timm.create_model(args.model).named_modules()]
+    if not any(name.endswith(".mlp.act") for name in names):
+        return f"--model {args.model} has no layers blocks.N.mlp.act, by which tools are told where"
+    return ""
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """JPEGs and PNGs below a folder."""
+    suffixes = {".jpg", ".jpeg", ".png"}
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
 
 
 def command(args: argparse.Namespace) -> str:
@@ -208,21 +234,23 @@ def labelled_pictures(source: Path | None, target: Path, limit: int) -> None:
         source = target.with_name("scenes")
         write_scenes(source, limit)
         source = source / "images"
-    suffixes = {".jpg", ".jpeg", ".png"}
-    found = sorted(path for path in source.rglob("*") if path.suffix.lower() in suffixes)
-    for path in found[:limit]:
+    for number, path in enumerate(pictures_in(source)[:limit]):
         # ImageNet's files begin with a synset; its first letters are a coarse class.
         label = path.parent.name if path.parent != source else path.name[:3]
         (target / label).mkdir(parents=True, exist_ok=True)
-        (target / label / path.name).symlink_to(path.resolve())
+        (target / label / f"{number:05d}-{path.name}").symlink_to(path.resolve())
 
 
 def result_of(tool: Tool, venvs: Path, folder: Path) -> common.Json:
     """What its adapter found, or `error`."""
     try:
-        python, install = environment(tool, venvs)
+        python = environment(tool, venvs)
     except subprocess.CalledProcessError as error:
-        return {"error": f"could not be installed: {_last(error.stderr)}"}
+        said = error.stderr or error.output or b""
+        text = said if isinstance(said, str) else said.decode(errors="replace")
+        return {"error": f"could not be installed: {_last(text)}"}
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return {"error": f"could not be installed: {error}"}
     out = folder / f"{tool.module}.json"
     place = folder / FOLDERS.get(tool.name, tool.module)
     module = f"{adapters.__name__}.{tool.module}"
@@ -230,19 +258,24 @@ def result_of(tool: Tool, venvs: Path, folder: Path) -> common.Json:
     if tool.installs:
         environ["PYTHONPATH"] = str(copied(folder / "adapters"))
     place.mkdir()
-    done = subprocess.run(
-        [python, "-m", module, folder / "task.json", out, place],
-        capture_output=True,
-        text=True,
-        env=environ,
-        check=False,
-    )
-    shutil.rmtree(place)
+    try:
+        done = subprocess.run(
+            [python, "-m", module, folder / "task.json", out, place],
+            capture_output=True,
+            text=True,
+            env=environ,
+            check=False,
+            timeout=PATIENCE,
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"failed: it took more than {PATIENCE / 60:.0f} minutes"}
+    finally:
+        shutil.rmtree(place)
     if done.returncode:
         return {"error": f"failed: {_last(done.stderr)}"}
     result: common.Json = json.loads(out.read_text())
     out.unlink()
-    return {**result, "install_seconds": install}
+    return result
 
 
 def copied(target: Path) -> Path:
@@ -253,29 +286,30 @@ def copied(target: Path) -> Path:
     return target
 
 
-def environment(tool: Tool, venvs: Path) -> tuple[str, float]:
-    """The interpreter of a tool, installed at first, and the seconds that this took."""
+def environment(tool: Tool, venvs: Path) -> str:
+    """The interpreter of a tool, installed where it is not there as it is to be."""
     if not tool.installs:
-        return sys.executable, 0.0
+        return sys.executable
     place = (venvs / tool.module).resolve()
-    python = place / "bin" / "python"
-    start = time.monotonic()
-    if not (place / "installed").exists():
+    python, marker = place / "bin" / "python", place / "installed"
+    shared = str(Path(torch.__file__).parents[1])
+    wanted = json.dumps([sys.version, shared, tool.installs])
+    if not marker.exists() or marker.read_text() != wanted:
         shutil.rmtree(place, ignore_errors=True)
         venv.create(place, with_pip=True)
         [site] = place.glob("lib/python*/site-packages")
         # PyTorch is there already, and gigabytes; what a tool wants otherwise it gets itself.
-        (site / "shared.pth").write_text(str(Path(torch.__file__).parents[1]) + "\n")
+        (site / "shared.pth").write_text(shared + "\n")
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         for words in tool.installs:
             run_quietly([*pip, *words])
-        (place / "installed").touch()
-    return str(python), time.monotonic() - start
+        marker.write_text(wanted)
+    return str(python)
 
 
 def run_quietly(command: Sequence[Any]) -> None:
     """Raise `CalledProcessError`, with what it said, where a command fails."""
-    subprocess.run(command, capture_output=True, text=True, check=True)
+    subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE)
 
 
 def _last(text: str) -> str:
@@ -330,10 +364,13 @@ def table(task: common.Json, found: Mapping[str, common.Json], operations: float
         ("with a label filter", "label_filter", "seconds", "ms", 1e3),
         ("maps of the best 20", "maps", "seconds", "ms", 1e3),
         ("10 similar images", "nearest", "query_seconds", "ms", 1e3),
+        ("their index, built", "similar", "build_seconds", "s", 1),
     ):
         row = values(key, part, scale)
-        work = {"sent": 1} if "from a server" in what else {}
+        work = {"trips": 1} if "from a server" in what else {}
         yield {"what": what, "unit": unit, "better": "less", "values": row, "work": work}
+    recall = values("nearest", "recall_at_10", 100)
+    yield {"what": "of which right", "unit": "%", "better": "more", "values": recall}
 
 
 def explanations(found: Mapping[str, common.Json]) -> Iterator[str]:
@@ -353,28 +390,55 @@ def explanations(found: Mapping[str, common.Json]) -> Iterator[str]:
 def agreement(found: Mapping[str, common.Json], truth: Mapping[str, Scores]) -> Iterator[str]:
     """Whether rankings are those of plain hooks, up to what a tool's precision leaves open."""
     for name, each in found.items():
-        rankings = each.get("rankings", {})
-        if not rankings:
-            continue
-        same = close = 0
-        farthest = 0.0
-        for key, ranking in rankings.items():
-            scores = truth[key]
-            rows = [int(row) for row, _ in ranking if row >= 0]
-            best = [int(row) for row, _ in common.best_of(scores, len(ranking))]
-            same += rows == best
-            scale = float(np.abs(scores).max()) or 1.0
-            # As good as the best, where other rows are given.
-            gap = np.abs(np.sort(scores[rows])[::-1] - scores[best][: len(rows)]).max(initial=0)
-            close += bool(len(rows) == len(best) and gap <= CLOSE * scale)
-            told = np.array([score for row, score in ranking if row >= 0])
-            farthest = max(farthest, float(np.abs(told - scores[rows]).max(initial=0)) / scale)
-        yield (
-            f"**{name}**, {each['ranking_pooling']}: {same} of {len(rankings)} rankings are those "
-            f"of plain hooks, {close} up to ties within {CLOSE:g} of the greatest score; scores "
-            f"differ by {farthest:.1e} of it at most."
-            + (f" Why: {each['ranking_note']}." if "ranking_note" in each else "")
-        )
+        if judged := [
+            judge(ranking, truth[key]) for key, ranking in each.get("rankings", {}).items()
+        ]:
+            same, close, empty, negative = (
+                sum(getattr(one, what) for one in judged)
+                for what in ("same", "close", "empty", "negative")
+            )
+            farthest = max(one.farthest for one in judged)
+            line = (
+                f"**{name}**, {each['ranking_pooling']}: {same} of {len(judged)} rankings are "
+                f"those of plain hooks, {close} up to ties within {CLOSE:g} of the greatest score; "
+                f"scores differ by {farthest:.1e} of it at most."
+            )
+            if empty:
+                line += f" It leaves {empty} places empty; in {negative} belongs a negative score."
+            yield line + (f" Why: {each['ranking_note']}." if "ranking_note" in each else "")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A ranking beside that of plain hooks."""
+
+    same: bool
+    """Row by row."""
+    close: bool
+    """As good in what it gives: other rows only where scores are as near as precision leaves."""
+    empty: int
+    """Places without a row."""
+    negative: int
+    """Of these, in how many a negative score belongs."""
+    farthest: float
+    """By how much scores differ, of the greatest."""
+
+
+def judge(ranking: common.Ranking, scores: Scores) -> Judged:
+    """A tool's (row, score), best first, -1 for none, beside scores (N,) of all pictures."""
+    given = [(int(row), score) for row, score in ranking if row >= 0]
+    rows = [row for row, _ in given]
+    best = [int(row) for row, _ in common.best_of(scores, len(ranking))]
+    scale = float(np.abs(scores).max()) or 1.0
+    off = np.array([score for _, score in given]) - scores[rows]
+    gap = np.sort(scores[rows])[::-1] - scores[best][: len(rows)]
+    return Judged(
+        same=rows == best,
+        close=len(rows) == len(best) and float(np.abs(gap).max(initial=0)) <= CLOSE * scale,
+        empty=len(best) - len(rows),
+        negative=int((scores[best][len(rows) :] < 0).sum()),
+        farthest=float(np.abs(off).max(initial=0)) / scale,
+    )
 
 
 def show(rows: Sequence[Row], notes: Sequence[str], names: Sequence[str]) -> None:

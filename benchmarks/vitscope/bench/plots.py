@@ -72,7 +72,7 @@ def peers(body: Mapping[str, Any]) -> Picture:
             value, ours = row["values"].get(name), row["values"].get("vitscope")
             at = -number * step - place
             if not value or not ours:
-                axes.text(1, at, " cannot", fontsize=6, va="center", color="#888888")
+                axes.text(1, at, " –", fontsize=6, va="center", color="#888888")
                 continue
             factor = ours / value if row["better"] == "more" else value / ours
             axes.barh(at, factor - 1, left=1, color=colours[place], height=0.8)

@@ -83,10 +83,13 @@ def make_index(folder: Path, pictures: int) -> None:
 
 def questions(pictures: int) -> list[Question]:
     """One of every kind, about a different channel, image or patch each time."""
+    return [*of_channels(pictures), *of_layers(), *of_images(pictures)]
+
+
+def of_channels(pictures: int) -> list[Question]:
+    """The best images and patches of channels, their maps, and their boxes."""
     channels = range(0, CHANNELS, 3)
-    rows = range(0, pictures, 7)
     some = pb.ImageFilter(rows=range(0, pictures, 2))
-    weights = np.random.default_rng(0).standard_normal((16, CHANNELS), np.float32)
     top = [pb.TopImagesRequest(layer=LAYER, channel=c, k=20) for c in channels]
     return [
         Question("top 20 images", "TopImages", top),
@@ -117,6 +120,63 @@ def questions(pictures: int) -> list[Question]:
             [pb.TopPatchesRequest(layer=LAYER, channel=c) for c in channels],
         ),
         Question(
+            "similar channels",
+            "SimilarChannels",
+            [pb.SimilarChannelsRequest(layer=LAYER, channel=c) for c in channels],
+        ),
+        Question(
+            "box scores of a channel",
+            "GetBoxScores",
+            [pb.GetBoxScoresRequest(layer=LAYER, channels=[c]) for c in channels],
+        ),
+        Question(
+            "images by box",
+            "TopImagesByBox",
+            [pb.TopImagesByBoxRequest(layer=LAYER, channel=c) for c in channels],
+        ),
+    ]
+
+
+def of_layers() -> list[Question]:
+    """About many channels at once."""
+    weights = np.random.default_rng(0).standard_normal((16, CHANNELS), np.float32)
+    return [
+        Question(
+            "statistics of a layer",
+            "GetChannelStatistics",
+            [pb.GetChannelStatisticsRequest(layer=LAYER)],
+        ),
+        Question(
+            "images along a direction",
+            "TopImagesAlongDirection",
+            [
+                pb.TopImagesAlongDirectionRequest(
+                    layer=LAYER, direction=pb.Direction(vector=vector.tobytes())
+                )
+                for vector in weights
+            ],
+        ),
+        Question(
+            "channels between two indexes",
+            "CompareChannels",
+            [pb.CompareChannelsRequest(other="index", layer=f"blocks.{n}.mlp") for n in range(6)],
+        ),
+        Question(
+            "scores of 8 channels",
+            "GetScores",
+            [
+                pb.GetScoresRequest(layer=LAYER, channels=range(c, c + 8))
+                for c in range(0, CHANNELS, 8)
+            ],
+        ),
+    ]
+
+
+def of_images(pictures: int) -> list[Question]:
+    """From images and patches to channels, and to others like them."""
+    rows = range(0, pictures, 7)
+    return [
+        Question(
             "top channels of an image",
             "TopChannels",
             [pb.TopChannelsRequest(row=r) for r in rows],
@@ -135,26 +195,6 @@ def questions(pictures: int) -> list[Question]:
             ],
         ),
         Question(
-            "statistics of a layer",
-            "GetChannelStatistics",
-            [pb.GetChannelStatisticsRequest(layer=LAYER)],
-        ),
-        Question(
-            "similar channels",
-            "SimilarChannels",
-            [pb.SimilarChannelsRequest(layer=LAYER, channel=c) for c in channels],
-        ),
-        Question(
-            "box scores of a channel",
-            "GetBoxScores",
-            [pb.GetBoxScoresRequest(layer=LAYER, channels=[c]) for c in channels],
-        ),
-        Question(
-            "images by box",
-            "TopImagesByBox",
-            [pb.TopImagesByBoxRequest(layer=LAYER, channel=c) for c in channels],
-        ),
-        Question(
             "similar images",
             "SimilarImages",
             [pb.SimilarImagesRequest(layer=LAYER, row=r) for r in rows],
@@ -168,32 +208,9 @@ def questions(pictures: int) -> list[Question]:
             ],
         ),
         Question(
-            "images along a direction",
-            "TopImagesAlongDirection",
-            [
-                pb.TopImagesAlongDirectionRequest(
-                    layer=LAYER, direction=pb.Direction(vector=vector.tobytes())
-                )
-                for vector in weights
-            ],
-        ),
-        Question(
-            "channels between two indexes",
-            "CompareChannels",
-            [pb.CompareChannelsRequest(other="index", layer=f"blocks.{n}.mlp") for n in range(6)],
-        ),
-        Question(
             "20 pictures",
             "GetImages",
             [pb.GetImagesRequest(rows=range(r, r + 20)) for r in range(0, pictures - 20, 20)],
-        ),
-        Question(
-            "scores of 8 channels",
-            "GetScores",
-            [
-                pb.GetScoresRequest(layer=LAYER, channels=range(c, c + 8))
-                for c in range(0, CHANNELS, 8)
-            ],
         ),
     ]
 
@@ -265,7 +282,7 @@ def row_of(
         f"{question.name}, {callers} callers" if callers > 1 else question.name,
         {name: [statistics.median(some) for some in rounds] for name, rounds in sides.items()},
         EMPTY,
-        work={"sent": size},
+        work={"trips": 1, "moved": size},
         method=question.method,
         callers=callers,
         calls={name: len(taken) for name, taken in whole.items()},

@@ -9,7 +9,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -51,13 +51,21 @@ def compared(what: str, samples: Samples, floor: str, **more: Any) -> Row:
     return {"what": what, "floor": floor, "rounds": len(samples[floor]), "sides": sides, **more}
 
 
-def rates(what: str, folder: Path, rounds: int, sides: Mapping[str, Prepare], size: int) -> Row:
+def rates(
+    what: str,
+    folder: Path,
+    rounds: int,
+    sides: Mapping[str, Prepare],
+    size: int,
+    unwritten: Collection[str] = (),
+) -> Row:
     """One row of writing `size` bytes, the first side being the floor; one round more warms up.
 
     A side makes ready to write to a path, which is not timed, and gives what writes.
 
     Also gives bytes per second ÷ the floor's in the same round, and the processor's time. What the
-    last round wrote stays, in a folder or file of the side's number.
+    last round wrote stays, in a folder or file of the side's number. Sides `unwritten` have not got
+    it to the disk in the end.
     """
     wall: dict[str, list[float]] = {name: [] for name in sides}
     busy: dict[str, list[float]] = {name: [] for name in sides}
@@ -74,6 +82,7 @@ def rates(what: str, folder: Path, rounds: int, sides: Mapping[str, Prepare], si
                 busy[name].append((time.process_time() - start) * 1e3)
     floor = next(iter(sides))
     row = compared(what, wall, floor, bytes=size, work={"written": size})
+    row["work_of"] = {name: {} for name in unwritten}
     for name, side in row["sides"].items():
         speeds = [base / mine for base, mine in zip(wall[floor], wall[name], strict=True)]
         side["speed"] = statistics.median(speeds)
@@ -91,6 +100,16 @@ def size_of(folder: Path) -> int:
         for place, _, names in os.walk(folder)
         for name in names
     )
+
+
+def status(number: int, name: str, unit: int = 1 << 10) -> int:
+    """A number from the status of a process, in bytes where it is a size; 0 where there is none."""
+    try:
+        text = Path(f"/proc/{number}/status").read_text()
+    except OSError:
+        return 0
+    _, found, rest = text.partition(f"\n{name}:")
+    return int(rest.split(maxsplit=1)[0]) * unit if found else 0
 
 
 def _quartiles(values: Sequence[float]) -> list[float]:

@@ -60,7 +60,9 @@ def _head(body: Body) -> Iterator[str]:
     yield _READING
     if body.get("quick"):
         yield "A quick run: small data and few rounds. Use it to look around, not to decide.\n"
-    if "--device" not in body["command"]:
+    if body["gpu"] != "none":
+        yield f"Indexed on {body['gpu']}; all else is the processor's.\n"
+    else:
         yield (
             "**No figure of a GPU is in it.** They come from `vitscope bench index --device cuda` "
             "on a machine that has one.\n"
@@ -124,7 +126,7 @@ def _overload(body: Body, _: Path, limits: Limits) -> Iterator[str]:
             yield (
                 f"| {what} | {found['calls']:,} | {found['p50_ms']:,.2f} | {found['p99_ms']:,.1f} |"
             )
-        if bound := bound_of({"sent": 1}, limits):
+        if bound := bound_of({"trips": 1}, limits):
             yield f"| a byte over loopback, the machine's limit | | {bound.ms:,.2g} | |"
         yield ""
         memory = row["memory_MB"]
@@ -134,6 +136,8 @@ def _overload(body: Body, _: Path, limits: Limits) -> Iterator[str]:
             f"long as unloaded (99 %); memory grew by {memory['growth']:+.1%}; health was "
             f"{', '.join(row['health']['codes'])}.\n"
         )
+        missed = [what for what, held in row["held"].items() if not held]
+        yield f"**Missed: {', '.join(missed)}.**\n" if missed else "Every target was held.\n"
 
 
 def _growth(body: Body, folder: Path, limits: Limits) -> Iterator[str]:
@@ -161,6 +165,9 @@ def _least(point: Mapping[str, Any], cost: str, limits: Limits) -> str:
 
 def _peers(body: Body, folder: Path, limits: Limits) -> Iterator[str]:
     names = body["tools"]
+    if "device_memory" in limits:
+        # Tools run on the processor, whose rate was not measured then.
+        limits = {name: limit for name, limit in limits.items() if "matrix" not in name}
     yield "| | " + " | ".join(names) + " | the machine's limit |"
     yield "|---" + "|---:" * (len(names) + 1) + "|"
     for row in body["rows"]:

@@ -162,7 +162,7 @@ def _run(contest: Contest, folder: Path, quick: bool) -> Iterator[Row]:
         sides[name] = prepare
     size = contest.values.nbytes
     what = f"{contest.name}: write {size >> 20} MiB"
-    yield rates(what, folder, 1 if quick else 5, sides, size)
+    yield rates(what, folder, 5, sides, size)
     places = {name: folder / str(place + 1) for place, name in enumerate(contest.specs)}
     for name, (values, asked) in contest.questions.items():
         yield _reading(f"{contest.name}: {name}", folder, places, values, asked)

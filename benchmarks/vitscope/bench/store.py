@@ -111,7 +111,8 @@ def writing(folder: Path, quick: bool) -> Iterator[Row]:
         "zarr-python, no fsync": plain,
     }
     what = f"write {exchanged.nbytes >> 20} MiB, ViT-S, {images} images"
-    yield rates(what, folder, 2 if quick else 11, sides, exchanged.nbytes)
+    unwritten = ("of that: gathering float32", "zarr-python, no fsync")
+    yield rates(what, folder, 5 if quick else 11, sides, exchanged.nbytes, unwritten)
 
 
 class _Nowhere(Array):

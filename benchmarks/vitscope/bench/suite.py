@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import vitscope
 from vitscope.bench.record import machine
 
 PACKAGES = (
@@ -31,9 +33,9 @@ PARTS, VENVS = "parts", "venvs"
 
 
 class BenchError(Exception):
-    """A benchmark could not be run."""
+    """A benchmark could not be run, or what it was given cannot be used."""
 
-    exit_code = 4
+    exit_code = 3
 
 
 @dataclass(frozen=True)
@@ -48,20 +50,24 @@ class Benchmark:
     """Takes --device."""
     kept: bool = False
     """Takes --venvs, a folder that stays for the next time."""
+    judges: bool = False
+    """Ends with 1, and a result, where it missed a target."""
 
 
 SUITE = (
     Benchmark("limits", "limits", on_device=True),
     Benchmark("forward", "index", on_device=True),
     Benchmark("indexing", "index", on_device=True),
-    Benchmark("decoders", "index", quick=("--limit", "24")),
+    Benchmark("decoders", "index", quick=("--limit", "24"), on_device=True),
     Benchmark("store", "store"),
     Benchmark("answers", "query"),
     Benchmark("questions", "query"),
     Benchmark("scale", "query"),
     Benchmark("throughput", "serve"),
-    Benchmark("overload", "serve", ("--minutes", "3"), ("--quick", "--minutes", "0.5")),
-    Benchmark("growth", "growth"),
+    Benchmark(
+        "overload", "serve", ("--minutes", "3"), ("--quick", "--minutes", "0.5"), judges=True
+    ),
+    Benchmark("growth", "growth", on_device=True),
     Benchmark("peers", "peers", kept=True),
 )
 AREAS = ("index", "store", "query", "serve", "growth", "peers")
@@ -75,16 +81,20 @@ def chosen(areas: Collection[str]) -> list[Benchmark]:
 def run_suite(
     some: Sequence[Benchmark], folder: Path, *, quick: bool, device: str, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """What all of them found. A run that was cut short goes on where it was."""
+    """What all of them found. A run that was cut short goes on where it was, with the same code.
+
+    Raises `BenchError` where one fails.
+    """
     parts = folder / PARTS
     parts.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {}
+    code = stamp()
     begun = time.monotonic()
     for number, benchmark in enumerate(some, 1):
         command = arguments_of(benchmark, quick=quick, device=device)
         path = parts / f"{benchmark.name}.json"
         head = f"[{number}/{len(some)}] {benchmark.name}"
-        if (before := _kept(path, command)) is not None:
+        if (before := _kept(path, command, code)) is not None:
             say(f"{head}: kept from the run that was cut short")
             found[benchmark.name] = before
             continue
@@ -95,12 +105,13 @@ def run_suite(
         body = json.loads(path.read_text())
         # Of the whole command, preparations too.
         body["seconds"] = time.monotonic() - start
-        body["asked"] = command
+        body |= {"asked": command, "code": code}
         path.write_text(json.dumps(body))
         found[benchmark.name] = body
     words = ["vitscope bench", *_areas_of(some), *["--quick"] * quick]
     words += [f"--device {device}"] if device != "cpu" else []
-    body = {**machine(PACKAGES), "command": " ".join(words), "quick": quick, "parts": found}
+    body = {**machine(PACKAGES), "command": " ".join(words), "quick": quick, "device": device}
+    body |= {"gpu": found["limits"]["gpu"], "parts": found}
     body["seconds"] = sum(part["seconds"] for part in found.values())
     return body
 
@@ -121,20 +132,31 @@ def _areas_of(some: Sequence[Benchmark]) -> list[str]:
     return [area for area in AREAS if area in areas] if areas < {*AREAS, "limits"} else ["all"]
 
 
-def _kept(path: Path, command: Sequence[str]) -> Mapping[str, Any] | None:
+def stamp() -> str:
+    """Of all code that is measured, and what it runs on."""
+    digest = hashlib.sha256(json.dumps(machine(PACKAGES)["versions"]).encode())
+    for root in sorted(vitscope.__path__):
+        for file in sorted(Path(root).rglob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _kept(path: Path, command: Sequence[str], code: str) -> Mapping[str, Any] | None:
     try:
         body: Mapping[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    return body if body.get("asked") == list(command) else None
+    same = body.get("asked") == list(command) and body.get("code") == code
+    return body if same else None
 
 
 def _run(benchmark: Benchmark, command: Sequence[str | Path], path: Path) -> None:
     path.unlink(missing_ok=True)
     module = f"vitscope.bench.{benchmark.name}"
     done = subprocess.run([sys.executable, "-m", module, *command, "--json", path], check=False)
-    # It may have found that a target was missed, and say so by its exit code.
-    if not path.exists():
+    if done.returncode not in ((0, 1) if benchmark.judges else (0,)) or not path.exists():
+        # What some write as they go is no result.
+        path.unlink(missing_ok=True)
         raise BenchError(
             f"The benchmark {benchmark.name} ended with {done.returncode} and without a result; "
             f"see what it said above, and run it alone with: python -m {module}"

@@ -85,8 +85,8 @@ def rows_of(address: str, question: Question, workers: int, seconds: float) -> l
                 f"{question.name}, {workers} workers, {callers} callers",
                 {name: [1e3 / speed for speed in found] for name, found in speeds.items()},
                 EMPTY,
-                # Of one call; that many callers wait at once does not make it take less.
-                work={"sent": sum(map(len, replies)) / callers},
+                # Of one call among so many, whose trips go on side by side.
+                work={"trips": 1 / callers, "moved": sum(map(len, replies))},
                 workers=workers,
                 callers=callers,
                 calls_per_second={name: statistics.median(s) for name, s in speeds.items()},

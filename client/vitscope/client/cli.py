@@ -25,7 +25,7 @@ OUTPUT_CLOSED = 141
 EPILOG = """\
 exit codes:
   0    done
-  1    `health`: it does not serve
+  1    `health`: it does not serve; `bench --check`: slower than the baseline
   2    wrong usage, or a request that the server refused
   3    bad input: model, data, checkpoint, or a library that is not installed
   4    damaged or missing index

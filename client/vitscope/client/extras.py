@@ -5,6 +5,7 @@ _EXTRA_OF = {
     "google_crc32c": "store",
     "grpc_health": "server",
     "grpc_reflection": "server",
+    "matplotlib": "bench",
     "numba": "indexer",
     "obstore": "s3",
     "prometheus_client": "server",
@@ -14,6 +15,7 @@ _EXTRA_OF = {
     "timm": "indexer",
     "torch": "indexer",
     "torchvision": "indexer",
+    "zarr": "bench",
 }
 
 

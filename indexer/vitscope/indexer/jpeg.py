@@ -55,7 +55,9 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 def _is_sound(payload: bytes) -> bool:
     """One or more tables of a segment: codes of each length fit, and DC categories exist."""
     while payload:
-        kind, counts = payload[0] >> 4, payload[1 : 1 + _LENGTHS]
+        (kind, number), counts = divmod(payload[0], 16), payload[1 : 1 + _LENGTHS]
+        if kind > 1 or number > 3:
+            return False
         symbols = payload[1 + _LENGTHS : 1 + _LENGTHS + sum(counts)]
         room = 1
         for count in counts:

@@ -88,9 +88,6 @@ def answer(task: Json, folder: Path) -> Json:
         return best_of(layers[layer][:, channel], k)
 
     first, best = timed(lambda: ask(layer, channel))
-    # A layer is read at its first question and stays in memory.
-    for each in task["layers"]:
-        ask(each, 0)
     hundredth, rankings = ask_all(task, ask)
     labelled, _ = timed(lambda: best_of(layers[layer][rows, channel], k))
     tool = Tool(task, folder)

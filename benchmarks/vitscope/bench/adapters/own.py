@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,6 +15,7 @@ from vitscope.bench.adapters.common import (
     run,
     timed,
 )
+from vitscope.bench.servers import served
 from vitscope.client import Client, ImageFilter, open_local
 from vitscope.indexer.model import Weights
 from vitscope.indexer.options import Options
@@ -68,12 +66,12 @@ def answer(task: Json, folder: Path) -> Json:
     with ExitStack() as stack:
         # Rows are of the sorted list; the task has an order of its own.
         paths = {picture: number for number, picture in enumerate(task["pictures"])}
+        first_seconds, client = timed(first)
         generation = open_generation(path)
         table, recall = generation.rows, generation.manifest.recall_at_10
         place = [
             paths[str(Path(task["data"]) / table.key(row))] for row in range(len(task["pictures"]))
         ]
-        first_seconds, client = timed(first)
         other, _ = timed(lambda: ranking(client, layer, channel, pooling="max"))
         where = ImageFilter(labels=[label])
         labelled, found = timed(lambda: ranking(client, layer, channel, where=where))
@@ -81,9 +79,9 @@ def answer(task: Json, folder: Path) -> Json:
         maps, _ = timed(lambda: client.top_images(layer, channel, k=k, maps=True))
         hundredth, rankings = ask_all(task, lambda *asked: ranking(client, *asked))
         some = range(min(100, len(place)))
+        client.similar_images(layer, 0, k=10)
         nearest, _ = timed(lambda: [client.similar_images(layer, row, k=10) for row in some])
-        served = stack.enter_context(_Served(path))
-        remote = stack.enter_context(Client(served.address))
+        remote = stack.enter_context(Client(stack.enter_context(served(path))))
         ranking(remote, layer, channel)
         over_loopback, _ = ask_all(task, lambda *asked: ranking(remote, *asked))
     return {
@@ -104,23 +102,6 @@ def answer(task: Json, folder: Path) -> Json:
         "rankings": rankings,
         "ranking_pooling": "mean over patch tokens",
     }
-
-
-class _Served:
-    """A server process."""
-
-    def __init__(self, path: Path) -> None:
-        command = [sys.executable, "-m", "vitscope.client", "serve", str(path)]
-        command += ["--listen", "127.0.0.1:0"]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        self.address = (self._process.stdout or io.StringIO()).readline().split()[-1]
-
-    def __enter__(self) -> _Served:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.communicate()
 
 
 if __name__ == "__main__":

@@ -45,8 +45,12 @@ class Tool:
     def __init__(self, task: Json) -> None:
         self.task = task
         # With its head, without which the conversion fails.
+        given = {key: each for key, each in task["model_kwargs"].items() if key != "num_classes"}
         source: Any = timm.create_model(
-            task["model"], pretrained=True, pretrained_cfg_overlay={"file": task["weights"]}
+            task["model"],
+            pretrained=True,
+            pretrained_cfg_overlay={"file": task["weights"]},
+            **given,
         ).eval()
         self.prefix = source.num_prefix_tokens
         self.pictures = Pictures(task, transform_of(source))

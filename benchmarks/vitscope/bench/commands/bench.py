@@ -64,16 +64,24 @@ def _area(text: str) -> str:
 def run(args: argparse.Namespace) -> int:
     """Measure and report, or compare."""
     from vitscope.bench import suite
-    from vitscope.bench.changes import changes, missing, table
 
     if args.compare:
+        if args.check:
+            raise suite.BenchError("--compare measures nothing that could be held to --check.")
         before, after = map(_read, args.compare)
-        print("\n".join(table(changes(before, after))))
-        _warn_of_machines(before, after)
+        _compare(before, after)
         return 0
     baseline = _read(args.check) if args.check else None
-    from vitscope.bench.report import write_report
+    import matplotlib  # noqa: F401  # Missed before hours of work, not after.
+    import zarr  # noqa: F401
 
+    from vitscope.bench.report import write_report
+    from vitscope.indexer.job import usable_device
+
+    usable_device(args.device)
+    copy = args.json or args.out / "figures.json"
+    for folder in (args.out, copy.parent):
+        _make(folder)
     body = suite.run_suite(
         suite.chosen(_AREAS if "all" in args.areas else args.areas),
         args.out,
@@ -82,40 +90,72 @@ def run(args: argparse.Namespace) -> int:
         say=lambda line: print(f"\n{line}", file=sys.stderr, flush=True),
     )
     text = json.dumps(body, indent=1) + "\n"
-    (args.out / "figures.json").write_text(text)
-    if args.json:
-        args.json.write_text(text)
-    path = write_report(body, args.out)
+    for path in {args.out / "figures.json", copy}:
+        path.write_text(text)
+    report = write_report(body, args.out)
     suite.forget(args.out)
-    print(f"\nThe report is {path}.")
-    if baseline is None:
-        return 0
-    slower = [each for each in changes(baseline, body) if each.beyond(args.margin)]
-    lost = missing(baseline, body)
-    if slower:
-        print(f"Worse than in {args.check} by more than {args.margin:.0%}:")
-        print("\n".join(table(slower)))
+    print(f"\nThe report is {report}.")
+    return 0 if baseline is None else _judge(baseline, body, args.check, args.margin)
+
+
+def _compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    from vitscope.bench.changes import changes, missing, table
+
+    _warn_of_differences(before, after)
+    print("\n".join(table(changes(before, after))))
+    for which, lost in (("first", missing(before, after)), ("second", missing(after, before))):
+        if lost:
+            print(f"\nOnly in the {which}, of parts that both have:")
+            print("\n".join(f"  {each.part:<11} {each.what}: {each.side}" for each in lost))
+
+
+def _judge(before: Mapping[str, Any], after: Mapping[str, Any], path: Path, margin: float) -> int:
+    from vitscope.bench.changes import changes, missing, table, targets_missed
+
+    _warn_of_differences(before, after)
+    found = [change for change in changes(before, after) if change.judged]
+    worse = [change for change in found if change.beyond(margin)]
+    lost, missed = missing(before, after), targets_missed(after)
+    if worse:
+        print(f"Worse than in {path} by more than {margin:.0%}:")
+        print("\n".join(table(worse)))
     for figure in lost:
         print(f"No longer measured: {figure.part}, {figure.what}: {figure.side}")
-    return 1 if slower or lost else 0
+    for what in missed:
+        print(f"A target was missed: {what}")
+    if not found:
+        print(f"Nothing that was measured can be held against {path}: no ratio is in both.")
+    else:
+        print(f"{len(found)} ratios were held against {path}; {len(worse)} are worse.")
+    return 1 if worse or lost or missed or not found else 0
+
+
+def _make(folder: Path) -> None:
+    from vitscope.bench.suite import BenchError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BenchError(f"{folder} cannot be made ({error.strerror}).") from None
 
 
 def _read(path: Path) -> Mapping[str, Any]:
+    from vitscope.bench.figures import figures_of
     from vitscope.bench.suite import BenchError
 
     try:
         body: Any = json.loads(path.read_text())
+        figures_of(body)
     except OSError as error:
         raise BenchError(f"{path} cannot be read ({error.strerror}).") from None
-    except ValueError:
-        body = None
-    if not isinstance(body, dict) or "parts" not in body:
-        raise BenchError(f"{path} is no file of figures that `vitscope bench` writes.")
-    return body
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise BenchError(f"{path} is no file of figures that `vitscope bench` writes.") from None
+    checked: Mapping[str, Any] = body
+    return checked
 
 
-def _warn_of_machines(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    for what in ("processor", "threads", "quick"):
+def _warn_of_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    for what in ("processor", "threads", "device", "gpu", "quick"):
         if before.get(what) != after.get(what):
             print(
                 f"They differ in {what}: {before.get(what)} and {after.get(what)}.",
