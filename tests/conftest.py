@@ -35,6 +35,8 @@ if Path("/dev/nvidiactl").exists():
 
     if torch.cuda.is_available():
         torch.empty(1, device="cuda")
+        # Kept from now on; it would be read from the variable otherwise.
+        torch.cuda.device_count()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -94,9 +94,9 @@ def test_pictures_that_none_can_beat_enter_no_ranking(tmp_path: Path) -> None:
 
 
 def test_rates_are_of_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By hand: a second for 3,152 x 768 x 3,072 products and sums, and for bytes both ways."""
+    """By hand: a second for 3,152 x 3,072 x 3,072 products and sums, and for bytes both ways."""
     monkeypatch.setattr(limits, "best", lambda call, rounds: call() or 1.0)
-    assert limits.matrix_rate("cpu", torch.float32, 1) == 2 * 3152 * 768 * 3072
+    assert limits.matrix_rate("cpu", torch.float32, 1) == 2 * 3152 * 3072 * 3072
     assert limits.copy_rate(1 << 20, 1) == 2 << 20
 
 

@@ -108,3 +108,8 @@ def bound_of(work: Work, limits: Limits) -> Bound | None:
             taken = amount * limit if kind == "trips" else amount / limit * factor
             found.append(Bound(taken, why))
     return max(found, key=lambda bound: bound.ms, default=None)
+
+
+def told(value: float) -> str:
+    """A number for people: three digits, or all that are before the point."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -33,8 +33,8 @@ ROWS = (10_000, 40_000, 160_000, 640_000, 1_280_000)
 LAYER = "blocks.3.mlp"
 COSTS = {
     "seconds": "s",
-    "memory": "bytes",
-    "disk": "bytes",
+    "memory": "MB",
+    "disk": "MB",
     "kept answer": "ms",
     "ranking of all": "ms",
 }
@@ -82,8 +82,8 @@ def of_pictures(folder: Path, count: int, device: str) -> Row:
             "ranking of all": {"moved": count * 2},
         },
         "seconds": found["seconds"],
-        "memory": found["tree_bytes"],
-        "disk": disk,
+        "memory": found["tree_bytes"] / 1e6,
+        "disk": disk / 1e6,
         "kept answer": costs.kept_ms,
         "ranking of all": costs.ranking_ms,
     }
@@ -96,8 +96,8 @@ def of_rows(folder: Path, count: int) -> Row:
     return {
         "n": count,
         "work": {"ranking of all": {"moved": count * 2}},
-        "memory": costs.bytes,
-        "disk": size_of(folder),
+        "memory": costs.bytes / 1e6,
+        "disk": size_of(folder) / 1e6,
         "kept answer": costs.kept_ms,
         "ranking of all": costs.ranking_ms,
     }
@@ -114,7 +114,9 @@ def exponents(points: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """b of a n^b for every cost: least squares of logarithms."""
     sizes = np.log([point["n"] for point in points])
     return {
-        cost: float(np.polyfit(sizes, np.log([point[cost] for point in points]), 1)[0])
+        # Nothing below the fourth digit is measured, nor the sign of a zero.
+        cost: round(float(np.polyfit(sizes, np.log([point[cost] for point in points]), 1)[0]), 3)
+        + 0.0
         for cost in COSTS
         if cost in points[0]
     }

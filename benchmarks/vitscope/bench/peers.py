@@ -405,7 +405,8 @@ def agreement(found: Mapping[str, common.Json], truth: Mapping[str, Scores]) -> 
             )
             if empty:
                 line += f" It leaves {empty} places empty; in {negative} belongs a negative score."
-            yield line + (f" Why: {each['ranking_note']}." if "ranking_note" in each else "")
+            differs = same < len(judged) and "ranking_note" in each
+            yield line + (f" Why: {each['ranking_note']}." if differs else "")
 
 
 @dataclass(frozen=True)

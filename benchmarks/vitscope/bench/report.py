@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitscope.bench import plots
-from vitscope.bench.figures import Body, Figure, Limits, bound_of, figures_of, limits_of
+from vitscope.bench.figures import Body, Figure, Limits, bound_of, figures_of, limits_of, told
 from vitscope.bench.growth import COSTS
 from vitscope.bench.suite import SUITE
 
@@ -74,7 +74,7 @@ def _limits(body: Body) -> Iterator[str]:
     if rows:
         yield from ("## The machine's limits", "", "| | |", "|---|---:|")
         for row in rows:
-            yield f"| {row['what']} | {row['value']:,.3g} {row['unit']} |"
+            yield f"| {row['what']} | {told(row['value'])} {row['unit']} |"
         yield ""
 
 
@@ -87,7 +87,9 @@ def _part(
     yield from (" ".join(each.split()) + "\n" for each in about[2:])
     if figures:
         yield from _table(figures)
-        yield from _picture(plots.ratios(figures), f"ratios-{name}.png", folder)
+        for number, some in enumerate(plots.pages(figures)):
+            page = f"-{number + 1}" if number else ""
+            yield from _picture(plots.ratios(some), f"ratios-{name}{page}.png", folder)
     special = _SPECIAL.get(name)
     if special:
         yield from special(body, folder, limits)
@@ -97,12 +99,11 @@ def _table(figures: Sequence[Figure]) -> Iterator[str]:
     yield from ("| | | ms | × | bound, ms | |", "|---|---|---:|---:|---:|---:|")
     for what, some in groupby(figures, lambda figure: figure.what):
         for number, each in enumerate(some):
-            low, high = each.quartiles
-            ratio = "1" if each.is_floor else _ratio(each)
+            ratio = "1" if each.is_floor else _spread(each.ratio, each.ratio_quartiles)
             bound = share = ""
             if each.bound:
-                bound, share = f"{each.bound.ms:,.3g}", f"{each.bound.ms / each.ms:.0%}"
-            taken = f"{each.ms:,.3g} ({low:,.3g}–{high:,.3g})"
+                bound, share = told(each.bound.ms), f"{each.bound.ms / each.ms:.0%}"
+            taken = _spread(each.ms, each.quartiles)
             name = "" if number else what
             yield f"| {name} | {each.side} | {taken} | {ratio} | {bound} | {share} |"
     yield ""
@@ -111,11 +112,10 @@ def _table(figures: Sequence[Figure]) -> Iterator[str]:
         yield f"Bounds: {'; '.join(why)}.\n"
 
 
-def _ratio(figure: Figure) -> str:
-    low, high = figure.ratio_quartiles
-    if low == high:
-        return f"{figure.ratio:.3g}"
-    return f"{figure.ratio:.3g} ({low:.3g}–{high:.3g})"
+def _spread(value: float, quartiles: tuple[float, float]) -> str:
+    low, high = map(told, quartiles)
+    # Of one round there is none.
+    return told(value) if low == high else f"{told(value)} ({low}–{high})"
 
 
 def _overload(body: Body, _: Path, limits: Limits) -> Iterator[str]:
@@ -147,7 +147,7 @@ def _growth(body: Body, folder: Path, limits: Limits) -> Iterator[str]:
         yield "| n | " + " | ".join(f"{cost}, {COSTS[cost]}" for cost in costs) + " |"
         yield "|---:" * (len(costs) + 1) + "|"
         for point in row["points"]:
-            yield f"| {point['n']:,} | " + " | ".join(f"{point[c]:,.4g}" for c in costs) + " |"
+            yield f"| {point['n']:,} | " + " | ".join(told(point[c]) for c in costs) + " |"
         found = " | ".join(f"**{row['exponents'][cost]:.2f}**" for cost in costs)
         yield f"| **exponent** | {found} |"
         least = " | ".join(_least(row["points"][-1], cost, limits) for cost in costs)
@@ -160,7 +160,7 @@ def _least(point: Mapping[str, Any], cost: str, limits: Limits) -> str:
     bound = bound_of(point.get("work", {}).get(cost, {}), limits)
     if bound is None:
         return ""
-    return f"{bound.ms / 1e3 if COSTS[cost] == 's' else bound.ms:,.3g}"
+    return told(bound.ms / 1e3 if COSTS[cost] == "s" else bound.ms)
 
 
 def _peers(body: Body, folder: Path, limits: Limits) -> Iterator[str]:
@@ -173,7 +173,7 @@ def _peers(body: Body, folder: Path, limits: Limits) -> Iterator[str]:
     for row in body["rows"]:
         cells = [*(_cell(row, name) for name in names), ""]
         if bound := bound_of(row.get("work", {}), limits):
-            cells[-1] = f"{1e3 / bound.ms if row['unit'] == 'images/s' else bound.ms:,.3g}"
+            cells[-1] = told(1e3 / bound.ms if row["unit"] == "images/s" else bound.ms)
         yield f"| {row['what']}, {row['unit']} | " + " | ".join(cells) + " |"
     yield ""
     yield "In brackets: how many times better (more than 1) or worse vitscope does.\n"
@@ -188,9 +188,9 @@ def _cell(row: Mapping[str, Any], name: str) -> str:
         return "–"
     ours = row["values"].get("vitscope")
     if name == "vitscope" or not ours or not value:
-        return f"{value:,.3g}"
+        return told(value)
     factor = ours / value if row["better"] == "more" else value / ours
-    return f"{value:,.3g} ({factor:,.3g})"
+    return f"{told(value)} ({told(factor)})"
 
 
 def _picture(figure: Any, name: str, folder: Path) -> Iterator[str]:

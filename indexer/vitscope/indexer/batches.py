@@ -46,7 +46,8 @@ class Batches:
         self._decode = decode
         self._size = batch_size
         self._stages = stages
-        self._pool = ThreadPoolExecutor(threads, "decode")
+        # Each would have as many helpers of torch's as there are cores, for one small picture.
+        self._pool = ThreadPoolExecutor(threads, "decode", torch.set_num_threads, (1,))
         # Used again and again: fresh memory is paid for page by page.
         shape = (batch_size, 3, *input_size)
         self._free = deque(torch.empty(shape, pin_memory=pinned) for _ in range(_AHEAD + 1))

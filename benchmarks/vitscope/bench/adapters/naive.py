@@ -185,6 +185,7 @@ def _answer(task: Json, open_layer: Callable[[str], Any]) -> Json:
         "maps": {"seconds": maps, "what": what},
         "rankings": rankings,
         "ranking_pooling": MEAN,
+        "ranking_note": "activations are rounded to float16 before they are pooled",
     }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import vitscope.indexer  # noqa: F401  # isort: skip  # Sets what is read when torch is loaded.
 from vitscope.bench.adapters.common import (
+    MEAN,
     Json,
     Ranking,
     ask_all,
@@ -100,7 +101,9 @@ def answer(task: Json, folder: Path) -> Json:
             "what": "similar_images by the scores of a layer",
         },
         "rankings": rankings,
-        "ranking_pooling": "mean over patch tokens",
+        "ranking_pooling": MEAN,
+        "ranking_note": "scores are rounded to float16 before they rank, the lower row first where "
+        "that makes them equal",
     }
 
 
