@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,7 @@ def test_twice_as_slow_is_a_change_and_noise_is_none() -> None:
     assert not back.beyond(0.0)
     marked = [line for line in table([slow, same]) if line.startswith("!")]
     assert len(marked) == 1
-    assert "a question: slow" in marked[0]
+    assert marked[0].endswith("answers, a question: slow")
 
 
 @given(st.floats(0.01, 100), st.floats(0.5, 2))
@@ -121,9 +123,10 @@ def test_few_rounds_are_not_judged_by() -> None:
     assert not change.judged
     assert not change.beyond_spread
     assert not change.beyond(0.5)
-    assert [line[:2] for line in table([change])][1] == "? "
+    assert [line[:2] for line in table([change])][-1] == "? "
 
 
+MISSED = {"held": {"memory": False}, "targets": {"memory": "memory stays"}}
 JUDGED: list[tuple[dict[str, Any], int, str]] = [
     (a_run({"slow": [4.0] * 5}, FLOOR), 0, "1 ratios were held against base; 0 are worse."),
     (a_run({"slow": [5.5] * 5}, FLOOR), 0, "0 are worse"),
@@ -131,9 +134,9 @@ JUDGED: list[tuple[dict[str, Any], int, str]] = [
     (a_run({"fast": [8.0] * 5}, FLOOR), 1, "No longer measured: answers, a question: slow"),
     ({"parts": {}}, 1, "no ratio is in both"),
     (
-        a_run({"slow": [4.0] * 5}, FLOOR, overload={"rows": [{"held": {"memory": False}}]}),
+        a_run({"slow": [4.0] * 5}, FLOOR, overload={"rows": [MISSED]}),
         1,
-        "A target was missed: overload: memory",
+        "A target was missed: overload: memory stays",
     ),
 ]
 
@@ -150,8 +153,10 @@ def test_a_gate_fails_beyond_its_margin(
 def test_what_only_one_run_has_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     bench._compare(a_run({"old": FLOOR}, FLOOR), a_run({"new": FLOOR}, FLOOR))
     said = capsys.readouterr().out
-    assert "Only in the first, of parts that both have:\n  answers     a question: old" in said
-    assert "Only in the second, of parts that both have:\n  answers     a question: new" in said
+    assert "Only in the first:\n  answers     a question: old\n" in said
+    assert "Only in the second:\n  answers     a question: new\n" in said
+    bench._compare(a_run({}, FLOOR), a_run({}, FLOOR, growth={"rows": []}))
+    assert "Only in the second:\n  growth      all of it\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -159,6 +164,9 @@ def test_what_only_one_run_has_is_told(capsys: pytest.CaptureFixture[str]) -> No
     [
         (["--device", "abacus"], "The device 'abacus' cannot be used here"),
         (["--json", "FILE/x.json"], "FILE cannot be made"),
+        (["--margin", "-1"], "'-1' is no number from 0 on"),
+        (["--margin", "nan"], "'nan' is no number from 0 on"),
+        (["--check", "OTHER"], "has no figures of store."),
         (["--out", "FILE"], "FILE cannot be made"),
         (["--check", "FILE"], "FILE is no file of figures"),
         (["--compare", "FILE", "FILE", "--check", "FILE"], "--compare measures nothing"),
@@ -167,13 +175,32 @@ def test_what_only_one_run_has_is_told(capsys: pytest.CaptureFixture[str]) -> No
 def test_what_cannot_be_used_is_told_before_anything_is_measured(
     tmp_path: Path, words: list[str], told: str
 ) -> None:
-    file = tmp_path / "file"
+    file, other = tmp_path / "file", tmp_path / "other"
     file.touch()
-    done = run_vitscope("bench", "store", *(word.replace("FILE", str(file)) for word in words))
+    other.write_text(json.dumps(a_run({}, FLOOR)))
+    paths = {"FILE": str(file), "OTHER": str(other)}
+    words = [paths.get(word, word).replace("FILE/", f"{file}/") for word in words]
+    done = run_vitscope("bench", "store", *words)
     assert done.returncode in (2, 3)
     assert told.replace("FILE", str(file)) in done.stderr
     assert "Traceback" not in done.stderr
     assert "limits" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "told"),
+    [
+        ("limits", ["--device", "abacus"], "The device 'abacus' cannot be used here"),
+        ("growth", ["--device", "abacus"], "The device 'abacus' cannot be used here"),
+        ("store", ["--json", "nowhere/x.json"], "there is no folder nowhere to write x.json to"),
+    ],
+)
+def test_a_benchmark_alone_tells_the_same(module: str, words: list[str], told: str) -> None:
+    command = [sys.executable, "-m", f"vitscope.bench.{module}", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_floors_are_no_changes() -> None:
@@ -188,7 +215,7 @@ def test_the_command_compares_two_files(tmp_path: Path) -> None:
     after.write_text(json.dumps(a_run({"slow": [8.0] * 5}, FLOOR) | {"processor": "other"}))
     done = run_vitscope("bench", "--compare", str(before), str(after))
     assert done.returncode == 0, done.stderr
-    assert "! answers" in done.stdout
+    assert "!   2.00  x 3.64 (3.64–4)" in done.stdout
     assert "They differ in processor: one and other." in done.stderr
 
 

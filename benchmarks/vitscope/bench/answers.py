@@ -13,6 +13,7 @@ from pathlib import Path
 
 import grpc
 
+from vitscope.bench import arguments
 from vitscope.bench.record import Row, compared, show, timed, write
 from vitscope.bench.servers import canned, served
 from vitscope.indexer.options import Options
@@ -30,7 +31,7 @@ def main() -> int:
     """Run everything, print a table, write the result file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument("--json", type=Path, help="where to write the results")
+    parser.add_argument("--json", type=arguments.result, help="where to write the results")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = answer_rows(Path(folder), 200 if args.quick else 2_000)

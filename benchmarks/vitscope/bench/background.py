@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vitscope.bench import arguments
 from vitscope.bench.record import write
 from vitscope.bench.servers import served
 from vitscope.client import Client, ImageFilter
@@ -45,7 +46,7 @@ def main() -> int:
     """Index, mask, index, ask, print a table, write the result file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--scenes", type=int, default=1_000)
-    parser.add_argument("--json", type=Path, help="where to write the results")
+    parser.add_argument("--json", type=arguments.result, help="where to write the results")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -67,7 +67,7 @@ def missing(before: Body, after: Body) -> list[Figure]:
 def targets_missed(body: Body) -> list[str]:
     """What a run says of itself that it did not hold."""
     return [
-        f"{part}: {what}"
+        f"{part}: {row['targets'][what]}"
         for part, found in body["parts"].items()
         for row in found["rows"]
         for what, held in row.get("held", {}).items()
@@ -76,14 +76,15 @@ def targets_missed(body: Body) -> list[str]:
 
 
 def table(found: Iterable[Change]) -> Iterator[str]:
-    """Lines for people: those beyond their spread are marked with !, those of few rounds with ?."""
-    yield f"{'':<2}{'':<11} {'':<78} {'before':>24} {'after':>24} {'factor':>7}"
+    """Lines for people."""
+    yield "A factor above 1 is slower; ! beyond what both spread, ? too few rounds to tell."
+    yield f"  {'factor':>6}  {'before':<24}  {'after':<24}"
     for change in found:
         before, after = change.before, change.after
+        mark = "!" if change.beyond_spread else " " if change.judged else "?"
         yield (
-            f"{'! ' if change.beyond_spread else '  ' if change.judged else '? '}{after.part:<11} "
-            f"{f'{after.what}: {after.side}'[:78]:<78} {_ratio(before):>24} {_ratio(after):>24} "
-            f"{change.factor:>7.2f}"
+            f"{mark} {change.factor:>6.2f}  {_ratio(before):<24}  {_ratio(after):<24}  "
+            f"{after.part}, {after.what}: {after.side}"
         )
 
 

@@ -26,6 +26,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from vitscope.bench import arguments
 from vitscope.bench.record import Row, compared, show, write
 from vitscope.indexer.allocation import keep_freed_memory
 from vitscope.indexer.capture import capture
@@ -60,8 +61,8 @@ def main() -> int:
     add("--img-size", type=int, action="append", help="side of its input")
     add("--margin", type=float, action="append", default=[], help="another for pillow-dct")
     add("--limit", type=int, help="only the first N pictures")
-    add("--device", default="cpu", help="cpu or cuda")
-    add("--json", type=Path, help="where to write the results")
+    add("--device", type=arguments.device, default="cpu", help="cpu or cuda")
+    add("--json", type=arguments.result, help="where to write the results")
     args = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:

@@ -27,6 +27,7 @@ import vitscope.indexer  # noqa: F401  # isort: skip  # Sets what is read when t
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitscope.bench import arguments
 from vitscope.bench.record import Row, compared, show, size_of, write
 from vitscope.indexer.batches import Batch, Batches
 from vitscope.indexer.job import Job, prepare
@@ -40,9 +41,9 @@ from vitscope.indexer.unit import Worker
 from vitscope.indexer.work import Work
 
 MODELS = {
-    "vit_tiny_patch16_224": 2_048,
-    "vit_small_patch32_224": 2_048,
-    "swin_tiny_patch4_window7_224": 512,
+    "vit_tiny_patch16_224": 1_024,
+    "vit_small_patch32_224": 1_024,
+    "swin_tiny_patch4_window7_224": 256,
 }
 """And the pictures that each is given: a forward of Swin takes five times as long."""
 PACKAGES = ("vitscope", "torch", "timm", "numpy", "numba", "tensorstore", "pillow")
@@ -56,8 +57,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--quick", action="store_true", help="one model, few pictures")
     parser.add_argument("--pictures", type=int, help="so many for every model")
-    parser.add_argument("--json", type=Path, help="where to write the results")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--json", type=arguments.result, help="where to write the results")
+    parser.add_argument("--device", type=arguments.device, default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="float32", help="of the forward")
     parser.add_argument("--model", action="append", help="another model than the three")
     parser.add_argument("--top-k", type=int, default=100, metavar="K", help="images kept a channel")

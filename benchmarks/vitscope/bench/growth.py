@@ -4,9 +4,9 @@
 
 Real runs of `vitscope index` over drawn scenes give seconds, memory, disk and what a question takes
 afterwards, by the number of pictures; stores with drawn scores give disk, memory and questions by
-the number of rows, up to as many as ImageNet has. Each cost c(n) is fitted as a n^b by least
-squares of the logarithms; b is the exponent. Seconds of a run have a part that does not grow, of
-starting and loading, which makes exponents of small numbers the smaller.
+the number of rows, up to as many as ImageNet has (fewer with --quick). Each cost c(n) is fitted as
+a n^b by least squares of the logarithms; b is the exponent. Seconds of a run have a part that does
+not grow, of starting and loading, which makes exponents of small numbers the smaller.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vitscope.bench import asking, forward, memory, scale
+from vitscope.bench import arguments, asking, forward, memory, scale
 from vitscope.bench.record import Row, size_of, write
 from vitscope.indexer.job import prepare
 from vitscope.indexer.options import Options
@@ -46,8 +46,10 @@ def main() -> int:
     """Run all sizes, print tables and exponents, write the result file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--quick", action="store_true", help="three smaller sizes of each")
-    parser.add_argument("--device", default="cpu", help="that indexes, cpu or cuda")
-    parser.add_argument("--json", type=Path, help="where to write the results")
+    parser.add_argument(
+        "--device", type=arguments.device, default="cpu", help="that indexes, cpu or cuda"
+    )
+    parser.add_argument("--json", type=arguments.result, help="where to write the results")
     args = parser.parse_args()
     pictures, rows = ((250, 500, 1_000), ROWS[:3]) if args.quick else (PICTURES, ROWS)
     found: list[Row] = []

@@ -19,7 +19,7 @@ from typing import Any
 import vitscope.indexer  # noqa: F401  # isort: skip  # Sets what is read when torch is loaded.
 import numpy as np
 
-from vitscope.bench import forward
+from vitscope.bench import arguments, forward
 from vitscope.bench.record import Row, compared, show, timed, write
 from vitscope.indexer.job import prepare
 from vitscope.indexer.model import Weights
@@ -53,10 +53,10 @@ def main() -> int:
     """Measure, print tables, write the result file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--quick", action="store_true", help="fewer pictures and vectors")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--json", type=Path, help="where to write the results")
+    parser.add_argument("--device", type=arguments.device, default="cpu", help="cpu or cuda")
+    parser.add_argument("--json", type=arguments.result, help="where to write the results")
     args = parser.parse_args()
-    pictures, few, best, rounds = (128, 32, 20, 2) if args.quick else (512, 128, 100, 3)
+    pictures, few, best, rounds = (128, 32, 20, 2) if args.quick else (128, 32, 100, 5)
     command = "python -m vitscope.bench.indexing" + " --quick" * args.quick
     rows: list[Row] = []
 

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vitscope.bench import arguments
 from vitscope.bench.record import machine, status
 from vitscope.indexer.scenes import write_scenes
 from vitscope.indexer.scenes.model import MODEL_NAME
@@ -33,7 +34,7 @@ def main() -> int:
     """Index sets of growing size, print a table, write the result file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--quick", action="store_true", help="500 and 2,000 pictures only")
-    parser.add_argument("--json", type=Path, help="where to write the results")
+    parser.add_argument("--json", type=arguments.result, help="where to write the results")
     args, options = parser.parse_known_args()
     counts = (500, 2_000) if args.quick else (1_000, 2_000, 20_000)
     with tempfile.TemporaryDirectory() as folder:

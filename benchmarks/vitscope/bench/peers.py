@@ -39,7 +39,7 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitscope.bench import adapters
+from vitscope.bench import adapters, arguments
 from vitscope.bench.adapters import common, naive
 from vitscope.bench.record import Row, write
 from vitscope.indexer.scenes import write_scenes
@@ -121,9 +121,16 @@ def main() -> int:
     parser.add_argument("--model", default=MODEL, help="a model of timm")
     parser.add_argument("--img-size", type=int, help="side of its input")
     parser.add_argument("--checkpoint", type=Path, help="its weights; random without")
-    parser.add_argument("--tool", action="append", choices=[each.name for each in TOOLS])
-    parser.add_argument("--venvs", type=Path, help="where environments stay for the next time")
-    parser.add_argument("--json", type=Path, help="where to write the results")
+    parser.add_argument(
+        "--tool",
+        action="append",
+        choices=[each.name for each in TOOLS],
+        help="this one beside vitscope; may be given several times (all)",
+    )
+    parser.add_argument(
+        "--venvs", type=Path, help="where environments stay for the next time (nowhere)"
+    )
+    parser.add_argument("--json", type=arguments.result, help="where to write the results")
     args = parser.parse_args()
     if problem := wrong(args):
         parser.error(problem)

@@ -24,6 +24,7 @@ from typing import Any
 import grpc
 import numpy as np
 
+from vitscope.bench import arguments
 from vitscope.bench.background import draw
 from vitscope.bench.record import Row, compared, show, write
 from vitscope.bench.servers import SERVICE, canned, served
@@ -53,7 +54,7 @@ def main() -> int:
     """Ask everything, print a table, write the result file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--quick", action="store_true", help="fewer pictures and calls")
-    parser.add_argument("--json", type=Path, help="where to write the results")
+    parser.add_argument("--json", type=arguments.result, help="where to write the results")
     args = parser.parse_args()
     pictures, seconds = (256, 0.05) if args.quick else (2_000, 0.4)
     rows: list[Row] = []
@@ -93,11 +94,11 @@ def of_channels(pictures: int) -> list[Question]:
     top = [pb.TopImagesRequest(layer=LAYER, channel=c, k=20) for c in channels]
     return [
         Question("top 20 images", "TopImages", top),
-        Question("… with maps", "TopImages", _changed(top, include_maps=True)),
-        Question("… of half of the images", "TopImages", _changed(top, filter=some)),
-        Question("… distinct", "TopImages", _changed(top, distinct=True)),
+        Question("top 20 images with maps", "TopImages", _changed(top, include_maps=True)),
+        Question("top 20 of half of the images", "TopImages", _changed(top, filter=some)),
+        Question("top 20 distinct images", "TopImages", _changed(top, distinct=True)),
         Question(
-            "… of 64 channels",
+            "top 20 images of 64 channels",
             "TopImagesOfChannels",
             [
                 pb.TopImagesOfChannelsRequest(layer=LAYER, k=20, channels=range(c, c + 64))
@@ -182,12 +183,12 @@ def of_images(pictures: int) -> list[Question]:
             [pb.TopChannelsRequest(row=r) for r in rows],
         ),
         Question(
-            "… by percentile",
+            "top channels by percentile",
             "TopChannels",
             [pb.TopChannelsRequest(row=r, measure=pb.MEASURE_PERCENTILE) for r in rows],
         ),
         Question(
-            "… of a patch",
+            "top channels of a patch",
             "TopChannels",
             [
                 pb.TopChannelsRequest(row=r, layers=[LAYER], patch=pb.PatchPlace(y=3, x=4))

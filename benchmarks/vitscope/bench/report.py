@@ -27,7 +27,8 @@ Every figure is a median; in brackets are the quartiles. `×` is the ratio to th
 row (its first line, ×1), the median of the ratios of rounds that were run in turns: it carries over
 to other machines, milliseconds do not. The bound is what this machine would take at least for the
 same work, by the limits that were measured in the same run; the percentage is how much of the time
-the bound explains.
+the bound explains. More than 100 % means that the limit can be passed a little by work of another
+size or shape than it was measured with.
 """
 
 
@@ -118,6 +119,32 @@ def _spread(value: float, quartiles: tuple[float, float]) -> str:
     return told(value) if low == high else f"{told(value)} ({low}–{high})"
 
 
+def _decoders(body: Body, _: Path, __: Limits) -> Iterator[str]:
+    for row in body["rows"]:
+        yield "| | pictures/s | input differs in | best 20 by mean, the same | in the worst layer |"
+        yield "|---|---:|---:|---:|---:|"
+        for name, side in row["sides"].items():
+            apart = side.get(
+                "mean_scores", {"top20_overlap_mean": 1, "top20_overlap_worst_layer": 1}
+            )
+            yield (
+                f"| {name} | {told(side['images_per_second'])} | {side['differing_pictures']} of "
+                f"{row['pictures']} | {apart['top20_overlap_mean']:.1%} | "
+                f"{apart['top20_overlap_worst_layer']:.1%} |"
+            )
+        yield ""
+
+
+def _indexing(body: Body, _: Path, __: Limits) -> Iterator[str]:
+    for row in body["rows"]:
+        if "recall_at_10" in row:
+            yield (
+                f"{row['what']}: the search structure finds {row['recall_at_10']:.1%} of them; it "
+                f"was built in {told(row['build_seconds'])} s and has "
+                f"{told(row['bytes'] / 1e6)} MB.\n"
+            )
+
+
 def _overload(body: Body, _: Path, limits: Limits) -> Iterator[str]:
     for row in body["rows"]:
         yield from ("| | calls | median, ms | 99 %, ms |", "|---|---:|---:|---:|")
@@ -134,10 +161,12 @@ def _overload(body: Body, _: Path, limits: Limits) -> Iterator[str]:
             f"{row['begun_per_second']:,.0f} calls a second, {row['capacity_per_second']:,.0f} are "
             f"what it can answer. Accepted calls take × {row['accepted_p99_to_unloaded']:.2f} as "
             f"long as unloaded (99 %); memory grew by {memory['growth']:+.1%}; health was "
-            f"{', '.join(row['health']['codes'])}.\n"
+            f"{', '.join(row['health']['codes'])}. Calls ended with "
+            + ", ".join(f"{code} ({count:,})" for code, count in row["codes"].items())
+            + f", begun up to {told(row['late_p99_ms'])} ms late (99 %).\n"
         )
-        missed = [what for what, held in row["held"].items() if not held]
-        yield f"**Missed: {', '.join(missed)}.**\n" if missed else "Every target was held.\n"
+        missed = [row["targets"][what] for what, held in row["held"].items() if not held]
+        yield f"**Missed: {'; '.join(missed)}.**\n" if missed else "Every target was held.\n"
 
 
 def _growth(body: Body, folder: Path, limits: Limits) -> Iterator[str]:
@@ -198,4 +227,10 @@ def _picture(figure: Any, name: str, folder: Path) -> Iterator[str]:
     yield f"![{name.removesuffix('.png')}]({name})\n"
 
 
-_SPECIAL = {"overload": _overload, "growth": _growth, "peers": _peers}
+_SPECIAL = {
+    "decoders": _decoders,
+    "indexing": _indexing,
+    "overload": _overload,
+    "growth": _growth,
+    "peers": _peers,
+}

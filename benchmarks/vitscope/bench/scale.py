@@ -1,8 +1,9 @@
-"""Exact filtered rankings of an index with as many rows as ImageNet, beside NumPy in memory.
+"""Exact filtered rankings of an index of many rows, beside NumPy in memory.
 
     python -m vitscope.bench.scale [--quick] [--json FILE]
 
-Random scores of 64 channels over 1,281,167 rows of 1,000 classes, stored as the indexer stores
+Random scores of 64 channels over as many rows as ImageNet has, 1,281,167 of 1,000 classes (a tenth
+with --quick), stored as the indexer stores
 them. A query selects, reads the column from the store and ranks, with nothing of the column in the
 process's memory ("from the files") or with it in the store's cache. NumPy has the column in memory
 and does no more than `argpartition` and sorting of the k that it finds, without a filter.
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from vitscope.bench import arguments
 from vitscope.bench.beds import GRID
 from vitscope.bench.record import Row, compared, show, timed, write
 from vitscope.server.queries.filters import ImageFilter
@@ -40,7 +42,7 @@ def main() -> int:
     """Make the index, ask, print a table, write the result file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--quick", action="store_true", help="a tenth of the rows")
-    parser.add_argument("--json", type=Path, help="where to write the results")
+    parser.add_argument("--json", type=arguments.result, help="where to write the results")
     args = parser.parse_args()
     count = ROWS // 10 if args.quick else ROWS
     with tempfile.TemporaryDirectory() as folder:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import zarr
 
-from vitscope.bench import shapes
+from vitscope.bench import arguments, shapes
 from vitscope.bench.beds import (
     FLOOR,
     GUARDED,
@@ -55,7 +55,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="smaller arrays, fewer rounds")
     parser.add_argument("--only", choices=MEASUREMENTS, help="one measurement")
     parser.add_argument("--folder", type=Path, help="a folder on the disk to measure")
-    parser.add_argument("--json", type=Path, help="where to write the results")
+    parser.add_argument("--json", type=arguments.result, help="where to write the results")
     args = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:

@@ -65,7 +65,7 @@ SUITE = (
     Benchmark("scale", "query"),
     Benchmark("throughput", "serve"),
     Benchmark(
-        "overload", "serve", ("--minutes", "3"), ("--quick", "--minutes", "0.5"), judges=True
+        "overload", "serve", ("--minutes", "2"), ("--quick", "--minutes", "0.5"), judges=True
     ),
     Benchmark("growth", "growth", on_device=True),
     Benchmark("peers", "peers", kept=True),

@@ -2,6 +2,7 @@
 
     python -m vitscope.bench.throughput [--quick] [--json FILE]
 
+Milliseconds are those of a second by the calls that were answered in it, whoever waited for them.
 The light questions that people ask most, over the index that `questions` makes. Either server has
 the same number of processes on one port, and its handler gives the same bytes; they take turns, a
 round each. Callers wait for an answer before they ask again, over a connection each, all in this
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import grpc
 
+from vitscope.bench import arguments
 from vitscope.bench.questions import (
     ANSWER,
     CALLERS,
@@ -31,11 +33,12 @@ from vitscope.bench.questions import (
 from vitscope.bench.questions import questions as all_questions
 from vitscope.bench.record import Row, compared, show, write
 from vitscope.bench.servers import SERVICE, canned, served
+from vitscope.store.text import counted
 from vitscope.v1.service_pb2_grpc import ActivationServiceStub
 
 NAMES = (
     "top 20 images",
-    "… with maps",
+    "top 20 images with maps",
     "50 maps of a channel",
     "top channels of an image",
     "statistics of a layer",
@@ -49,7 +52,7 @@ def main() -> int:
     """Ask, print a table, write the result file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--quick", action="store_true", help="fewer pictures and calls")
-    parser.add_argument("--json", type=Path, help="where to write the results")
+    parser.add_argument("--json", type=arguments.result, help="where to write the results")
     args = parser.parse_args()
     pictures, seconds = (256, 0.05) if args.quick else (2_000, 0.5)
     rows: list[Row] = []
@@ -82,7 +85,7 @@ def rows_of(address: str, question: Question, workers: int, seconds: float) -> l
                     taken = asyncio.run(load(server, question, callers, seconds))
                     speeds[name].append(callers * len(taken) / sum(taken) * 1e3)
             row = compared(
-                f"{question.name}, {workers} workers, {callers} callers",
+                f"{question.name}, {counted(workers, 'worker')}, {counted(callers, 'caller')}",
                 {name: [1e3 / speed for speed in found] for name, found in speeds.items()},
                 EMPTY,
                 # Of one call among so many, whose trips go on side by side.

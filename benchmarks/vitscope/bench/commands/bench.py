@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--margin",
-        type=float,
+        type=_margin,
         default=MARGIN,
         metavar="M",
         help=f"by how much worse: {MARGIN} is half as long again (the default)",
@@ -61,6 +61,16 @@ def _area(text: str) -> str:
     return text
 
 
+def _margin(text: str) -> float:
+    try:
+        margin = float(text)
+    except ValueError:
+        margin = -1.0
+    if not 0 <= margin < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 on")
+    return margin
+
+
 def run(args: argparse.Namespace) -> int:
     """Measure and report, or compare."""
     from vitscope.bench import suite
@@ -71,7 +81,13 @@ def run(args: argparse.Namespace) -> int:
         before, after = map(_read, args.compare)
         _compare(before, after)
         return 0
+    areas = _AREAS if "all" in args.areas else args.areas
+    chosen = suite.chosen(areas)
     baseline = _read(args.check) if args.check else None
+    if baseline is not None and not baseline["parts"].keys() & {
+        each.name for each in chosen if each.area in areas
+    }:
+        raise suite.BenchError(f"{args.check} has no figures of {', '.join(areas)}.")
     import matplotlib  # noqa: F401  # Missed before hours of work, not after.
     import zarr  # noqa: F401
 
@@ -83,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     for folder in (args.out, copy.parent):
         _make(folder)
     body = suite.run_suite(
-        suite.chosen(_AREAS if "all" in args.areas else args.areas),
+        chosen,
         args.out,
         quick=args.quick,
         device=args.device,
@@ -103,10 +119,11 @@ def _compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
 
     _warn_of_differences(before, after)
     print("\n".join(table(changes(before, after))))
-    for which, lost in (("first", missing(before, after)), ("second", missing(after, before))):
+    for which, one, other in (("first", before, after), ("second", after, before)):
+        lost = [f"{each.part:<11} {each.what}: {each.side}" for each in missing(one, other)]
+        lost += [f"{part:<11} all of it" for part in one["parts"].keys() - other["parts"].keys()]
         if lost:
-            print(f"\nOnly in the {which}, of parts that both have:")
-            print("\n".join(f"  {each.part:<11} {each.what}: {each.side}" for each in lost))
+            print("\n  ".join([f"\nOnly in the {which}:", *lost]))
 
 
 def _judge(before: Mapping[str, Any], after: Mapping[str, Any], path: Path, margin: float) -> int:
@@ -147,7 +164,10 @@ def _read(path: Path) -> Mapping[str, Any]:
         body: Any = json.loads(path.read_text())
         figures_of(body)
     except OSError as error:
-        raise BenchError(f"{path} cannot be read ({error.strerror}).") from None
+        raise BenchError(
+            f"{path} cannot be read ({error.strerror}); "
+            "`vitscope bench AREA … --json FILE` writes one."
+        ) from None
     except (ValueError, TypeError, KeyError, AttributeError):
         raise BenchError(f"{path} is no file of figures that `vitscope bench` writes.") from None
     checked: Mapping[str, Any] = body
