@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +18,12 @@ from PIL import Image
 from runs import tiny
 from synthetic import Synthetic
 
-from vitscope.bench import forward, growth, limits, peers, suite
+from vitscope.bench import forward, growth, limits, overload, peers, suite, tools
+from vitscope.bench.agreement import agreement, judge, means, model_of
+from vitscope.bench.callers import Call, flooded
 from vitscope.bench.record import compared
 from vitscope.bench.report import write_report
+from vitscope.bench.servers import served
 from vitscope.bench.suite import SUITE, BenchError, Benchmark, chosen, run_suite
 from vitscope.indexer.job import prepare
 from vitscope.indexer.scenes import write_scenes
@@ -107,6 +113,21 @@ def test_a_process_that_asks_holds_nothing_of_an_indexer(synthetic: Synthetic) -
     code = "import sys, vitscope.bench.asking; print('torch' in sys.modules, 'zarr' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False False"
+
+
+def test_calls_of_the_onset_stand_apart(synthetic: Synthetic) -> None:
+    call = Call("/vitscope.v1.ActivationService/ListIndexes", b"", "light", False)
+    with served(synthetic.path) as address:
+        onset, loaded = asyncio.run(flooded(address, [call], 400.0, 0.25, 0.5))
+    for made in (onset, loaded):
+        assert made.codes == {"OK": len(made.late)}
+    # Of 100 and of 200 that are meant, at random moments.
+    assert 50 < len(onset.late) < 150 < len(loaded.late) < 250
+
+
+def test_memory_grows_from_the_twentieth_second_on() -> None:
+    assert overload.growth_of([100, 150, 180, 190, 200, 200, 210])["growth"] == pytest.approx(0.05)
+    assert overload.growth_of([100, 200])["growth"] == 0
 
 
 def test_exponents_are_those_of_powers() -> None:
@@ -223,7 +244,7 @@ def test_agreement_is_judged_by_scores_where_rows_tie() -> None:
         name: {"rankings": {"a|0": ranking}, "ranking_pooling": "mean"}
         for name, ranking in rankings.items()
     }
-    lines = list(peers.agreement(found, truth))
+    lines = list(agreement(found, truth))
     assert "1 of 1 rankings are those of plain hooks, 1 up to ties" in lines[0]
     assert "0 of 1 rankings are those of plain hooks, 1 up to ties" in lines[1]
     assert "0 of 1 rankings are those of plain hooks, 0 up to ties" in lines[2]
@@ -232,9 +253,63 @@ def test_agreement_is_judged_by_scores_where_rows_tie() -> None:
     assert "empty" not in lines[2]
 
 
+def test_a_ranking_that_repeats_a_picture_is_not_right() -> None:
+    truth = np.array([3.0, 3.0, 1.0], np.float32)
+    assert judge([[0, 3.0], [1, 3.0]], truth).close
+    assert not judge([[0, 3.0], [0, 3.0]], truth).close
+
+
+def test_why_places_are_empty_is_told_where_some_are() -> None:
+    truth = {"a|0": np.array([3.0, 2.0, -1.0], np.float32)}
+    notes = {"ranking_pooling": "mean", "ranking_note": "it rounds", "empty_note": "it has zeros"}
+    rankings = {
+        "right": [[0, 3.0], [1, 2.0], [2, -1.0]],
+        "wrong": [[0, 3.0], [2, 2.0], [1, -1.0]],
+        "short": [[0, 3.0], [1, 2.0], [-1, 0.0]],
+    }
+    found = {name: {"rankings": {"a|0": each}} | notes for name, each in rankings.items()}
+    right, wrong, short = agreement(found, truth)
+    assert "Why" not in right
+    assert wrong.endswith("Why: it rounds.")
+    assert short.endswith(
+        "It leaves 1 places empty; in 1 belongs a negative score. Why: it rounds; it has zeros."
+    )
+
+
+def test_plain_hooks_give_what_a_model_computes_by_hand(tmp_path: Path) -> None:
+    """A ViT's first feed-forward layer written out: no hook, and no transform of timm."""
+    args = argparse.Namespace(
+        limit=None, quick=True, data=None, model="test_vit", img_size=None, checkpoint=None
+    )
+    task = peers.task_of(args, tmp_path)
+    task |= {"pictures": task["pictures"][:3], "compared": 100}
+    task["questions"] = [["blocks.0.mlp", channel] for channel in range(7)]
+    found = means(task)
+    model = model_of(task)
+    block, prefix = model.blocks[0], model.num_prefix_tokens
+    side = model.patch_embed.img_size[0]
+    for number, path in enumerate(task["pictures"]):
+        with Image.open(path) as picture:
+            # Drawn scenes are square; timm keeps a border of what it resizes to.
+            larger = math.floor(side / model.default_cfg["crop_pct"])
+            scaled = picture.convert("RGB").resize((larger, larger), Image.Resampling.BICUBIC)
+        low = round((larger - side) / 2)
+        pixels = np.asarray(scaled.crop((low, low, low + side, low + side)), np.float32) / 255
+        norm = [np.array(model.default_cfg[key], np.float32) for key in ("mean", "std")]
+        given = torch.from_numpy(((pixels - norm[0]) / norm[1]).transpose(2, 0, 1)[None])
+        with torch.inference_mode():
+            tokens = model.norm_pre(model._pos_embed(model.patch_embed(given)))
+            tokens = tokens + block.ls1(block.attn(block.norm1(tokens)))
+            hidden = torch.nn.functional.gelu(block.mlp.fc1(block.norm2(tokens)))
+        for (layer, channel), mine in zip(task["questions"], found.values(), strict=True):
+            assert layer == "blocks.0.mlp"
+            expected = float(hidden[0, prefix:, channel].mean())
+            assert mine[number] == pytest.approx(expected, abs=1e-5)
+
+
 def test_a_tool_that_fails_is_told_and_leaves_its_row_open(tmp_path: Path) -> None:
     (tmp_path / "task.json").write_text(json.dumps({"threads": 1}))
-    found = peers.result_of(peers.TOOLS[1], tmp_path / "venvs", tmp_path)
+    found = tools.result_of(tools.TOOLS[1], tmp_path / "venvs", tmp_path)
     assert found["error"].startswith("failed: KeyError")
     [line] = peers.explanations({"model again": found})
     assert line.startswith("**model again** failed: KeyError")
@@ -261,11 +336,11 @@ def test_what_peers_cannot_be_given_is_told_before_they_run(words: str, told: st
 
 
 def test_a_tool_that_cannot_be_installed_is_told(tmp_path: Path) -> None:
-    tool = peers.Tool("none", "captum", [["--no-index", "no-such-package-at-all"]])
-    found = peers.result_of(tool, tmp_path / "venvs", tmp_path)
+    tool = tools.Tool("none", "captum", [["--no-index", "no-such-package-at-all"]])
+    found = tools.result_of(tool, tmp_path / "venvs", tmp_path)
     assert found["error"].startswith("could not be installed: ERROR: No matching distribution")
     (tmp_path / "file").touch()
-    found = peers.result_of(tool, tmp_path / "file", tmp_path)
+    found = tools.result_of(tool, tmp_path / "file", tmp_path)
     assert found["error"].startswith("could not be installed: ")
 
 

@@ -105,45 +105,26 @@ def model_rows(options: Options, folder: Path) -> list[Row]:
     decoding = sum(taken for _, taken in decoded(job, folder)) * 1e3
     held = Held(copied(batch) for batch, _ in decoded(job, folder))
     units = job.plan.units
-    rows, alone = [], 0.0
-    operations = operations_of(job)
     few = units[: max(1, len(units) // 4)]
-    for what, some, barred in (
-        ("new pictures", units, False),
-        ("none of which enters", few, True),
-    ):
-        count = some[-1].stop
-        batches = held.batches[: -(-count // job.plan.batch_size)]
-        before = forward(job, batches)
-        with working(job, folder) as worker:
-            worker.replace_batches(held)
-            if barred:
-                worker.bar()
-            taken, written = indexing(worker, some)
-        mean = (before + forward(job, batches)) / 2
-        alone = alone or mean
-        row = compared(
-            f"{called}, {count:,} pictures decoded before, {what}",
-            {"bare forward": [mean], "index": [taken]},
-            "bare forward",
-            images=count,
-            work={options.dtype: operations * count},
-            work_of={"index": {options.dtype: operations * count, "written": written}},
-            stages=worker.stages.shares(),
-        )
-        rows.append(row)
-    del batches, held.batches[:]
+    before = f"{called}, {{:,}} pictures decoded before"
+    rows = [
+        held_row(f"{before}, new pictures", job, folder, held, units, barred=False),
+        held_row(f"{before}, none of which enters", job, folder, held, few, barred=True),
+    ]
+    alone = rows[0]["sides"]["bare forward"]["ms"]
+    del held.batches[:]
     with working(job, folder) as worker:
         taken, written = indexing(worker, units)
+    operations = rows[0]["work"][options.dtype]
     row = compared(
         f"{called}, {job.plan.rows:,} pictures from files",
         {"forward alone": [alone], "decoding alone": [decoding], "index": [taken]},
         "forward alone",
         images=job.plan.rows,
-        work={options.dtype: operations * job.plan.rows},
+        work={options.dtype: operations},
         work_of={
             "decoding alone": {},
-            "index": {options.dtype: operations * job.plan.rows, "written": written},
+            "index": {options.dtype: operations, "written": written},
         },
         images_per_second=job.plan.rows / taken * 1e3,
         of_the_slower_stage=max(decoding, alone) / taken,
@@ -151,6 +132,31 @@ def model_rows(options: Options, folder: Path) -> list[Row]:
         stages=worker.stages.shares(),
     )
     return [*rows, row]
+
+
+def held_row(
+    what: str, job: Job, folder: Path, held: Held, units: Sequence[Unit], *, barred: bool
+) -> Row:
+    """Units of decoded pictures indexed, between two times the bare forward."""
+    count = units[-1].stop
+    batches = held.batches[: -(-count // job.plan.batch_size)]
+    before = forward(job, batches)
+    with working(job, folder) as worker:
+        worker.replace_batches(held)
+        if barred:
+            worker.bar()
+        taken, written = indexing(worker, units)
+    mean = (before + forward(job, batches)) / 2
+    work = {job.plan.model.dtype: operations_of(job) * count}
+    return compared(
+        what.format(count),
+        {"bare forward": [mean], "index": [taken]},
+        "bare forward",
+        images=count,
+        work=work,
+        work_of={"index": {**work, "written": written}},
+        stages=worker.stages.shares(),
+    )
 
 
 @contextmanager

@@ -8,40 +8,31 @@ last; callers have that one, in processes of their own, and do not try again. Fi
 after the other: unloaded. Then as many as it takes until more are not answered faster: capacity.
 Then calls are begun at random moments, ten times as many a second as that, whatever becomes of
 those before, and health is asked for ten times a second. Ten times the calls cost the callers'
-core ten times as much too; `late_p99_ms` says by how much calls were begun later than meant.
+core ten times as much too; `late_p99_ms` says by how much calls were begun later than meant. The
+first two seconds stand apart as the onset: for one second it may be a burst, which the server
+bears, and calls wait then as they will not again.
 
 Refused calls are to be told so within 20 ms (99th percentile), accepted ones to take less than
 twice what they take unloaded (99th percentiles of all kinds together), health always to answer,
-memory to grow by less than a tenth from a tenth of the time on.
+memory to grow by less than a tenth from a tenth of the time on, or from the 20th second.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import io
-import itertools
-import multiprocessing
-import os
-import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from vitscope.bench import arguments
+from vitscope.bench.callers import Call, Made, closed, cores, flooded, probe, run, serving, start
 from vitscope.bench.questions import make_index, questions
 from vitscope.bench.record import Row, write
 from vitscope.bench.servers import SERVICE
@@ -51,54 +42,19 @@ PACKAGES = ("vitscope", "numpy", "tensorstore", "faiss-cpu", "grpcio")
 TIMES = 10
 CALLERS = (2, 4, 8)
 """That ask without pause when capacity is measured; fewer than are refused."""
-CONNECTIONS = 8
-TIMEOUT = 30.0
-HEALTH_EVERY = 0.1
-MEMORY_EVERY = 5.0
-"""Counting pages takes the server's memory map from it for some milliseconds."""
+ONSET = 2.0
+"""Seconds."""
+MEMORY_EVERY, MEMORY_FROM = 5.0, 20.0
+"""Seconds. Counting pages takes the server's memory map from it for some milliseconds, and until
+every kind of call was made it takes what it keeps."""
 REFUSED_MS, SLOWER, GROWTH = 20.0, 2.0, 0.1
-OPTIONS = [
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.enable_retries", 0),
-]
-
-
-@dataclass(frozen=True)
-class Call:
-    """One that can be made."""
-
-    path: str
-    request: bytes
-    cost: str
-    streamed: bool
-
-
-@dataclass
-class Made:
-    """Calls that were made, by the names of their status and class."""
-
-    milliseconds: dict[tuple[str, str], list[float]] = field(default_factory=dict)
-    late: list[float] = field(default_factory=list)
-    """Milliseconds by which calls were begun later than meant."""
-    most_at_once: int = 0
-
-    def note(self, code: str, cost: str, taken: float) -> None:
-        """A call has ended."""
-        self.milliseconds.setdefault((code, cost), []).append(taken)
-
-    def of(self, code: str, cost: str = "") -> list[float]:
-        """Milliseconds of all with a status, of one class or all."""
-        found = self.milliseconds.items()
-        return [ms for (a, b), taken in found if a == code and cost in ("", b) for ms in taken]
-
-    @property
-    def codes(self) -> dict[str, int]:
-        """How many ended with each status."""
-        counted: Counter[str] = Counter()
-        for (code, _), taken in self.milliseconds.items():
-            counted[code] += len(taken)
-        return dict(counted)
+TARGETS = {
+    "refused": f"99 % of refusals within {REFUSED_MS:g} ms",
+    "accepted": f"accepted calls less than {SLOWER:g} times as long as unloaded (99 %)",
+    "health": "health always SERVING",
+    "memory": f"memory grows by less than {GROWTH:.0%}",
+    "codes": "no status but OK and RESOURCE_EXHAUSTED",
+}
 
 
 def main() -> int:
@@ -122,6 +78,22 @@ def main() -> int:
     return 0 if all(row["held"].values()) else 1
 
 
+@dataclass
+class Found:
+    """What is measured, in the order of its measuring."""
+
+    unloaded: Made
+    speeds: Mapping[int, float]
+    """Answers a second, by callers."""
+    onset: Made
+    loaded: Made
+    health: Mapping[str, Sequence[float]]
+    """Milliseconds, by status."""
+    after: Made
+    memory: Sequence[int]
+    """Bytes."""
+
+
 def measured(index: Path, pictures: int, workers: int, seconds: float, long: float) -> Row:
     """The row of the result."""
     calls = calls_of(pictures)
@@ -131,20 +103,20 @@ def measured(index: Path, pictures: int, workers: int, seconds: float, long: flo
         unloaded = run(closed, address, calls, 1, seconds)
         speeds = {}
         for callers in CALLERS:
-            found = run(closed, address, calls, callers, seconds / 2)
-            speeds[callers] = len(found.of("OK")) / (seconds / 2)
-        capacity = max(speeds.values())
+            made = run(closed, address, calls, callers, seconds / 2)
+            speeds[callers] = len(made.of("OK")) / (seconds / 2)
         memory: list[int] = []
-        told = start(stack, probe, address, long)
-        flood = start(stack, flooded, address, calls, TIMES * capacity, long)
-        end = time.monotonic() + long
+        told = start(stack, probe, address, ONSET + long)
+        rate = TIMES * max(speeds.values())
+        flood = start(stack, flooded, address, calls, rate, ONSET, long)
+        end = time.monotonic() + ONSET + long
         while time.monotonic() < end:
             memory.append(resident(process))
             time.sleep(MEMORY_EVERY)
-        loaded, health = flood.recv(), told.recv()
+        (onset, loaded), health = flood.recv(), told.recv()
         # As if nothing had been.
         after = run(closed, address, calls, 1, seconds)
-    return row_of(workers, long, speeds, unloaded, loaded, after, health, memory)
+    return row_of(workers, long, Found(unloaded, speeds, onset, loaded, health, after, memory))
 
 
 def calls_of(pictures: int) -> list[Call]:
@@ -168,150 +140,6 @@ def calls_of(pictures: int) -> list[Call]:
     return [kind[number % len(kind)] for number in range(longest) for kind in kinds]
 
 
-def cores() -> tuple[set[int], set[int]]:
-    """The server's and the callers'."""
-    mine = sorted(os.sched_getaffinity(0))
-    return set(mine[:-1]) or set(mine), {mine[-1]}
-
-
-@contextmanager
-def serving(index: Path, workers: int) -> Iterator[tuple[str, int]]:
-    """A server process on its cores: its address and process number."""
-    command = [sys.executable, "-m", "vitscope.client", "serve", str(index)]
-    command += ["--listen", "127.0.0.1:0", "--workers", str(workers)]
-    before = os.sched_getaffinity(0)
-    ours, theirs = cores()
-    os.sched_setaffinity(0, ours)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    # Nothing but the server is to run there.
-    os.sched_setaffinity(0, theirs)
-    with process:
-        try:
-            yield (process.stdout or io.StringIO()).readline().split()[-1], process.pid
-        finally:
-            process.terminate()
-            os.sched_setaffinity(0, before)
-
-
-def start(stack: ExitStack, work: Any, *given: Any) -> Connection:
-    """Have a process on the callers' core do something, which it then sends."""
-    spawn = multiprocessing.get_context("spawn")
-    here, there = spawn.Pipe(duplex=False)
-    process = spawn.Process(target=_on_core, args=(there, work, *given), daemon=True)
-    process.start()
-    stack.callback(process.terminate)
-    return here
-
-
-def run(work: Any, *given: Any) -> Any:
-    """What a process on the callers' core finds."""
-    with ExitStack() as stack:
-        return start(stack, work, *given).recv()
-
-
-def _on_core(there: Connection, work: Any, *given: Any) -> None:
-    os.sched_setaffinity(0, cores()[1])
-    there.send(asyncio.run(work(*given)))
-
-
-class Callers:
-    """Makes calls over a few connections and notes what becomes of them."""
-
-    def __init__(self, address: str) -> None:
-        self._channels = [grpc.aio.insecure_channel(address, OPTIONS) for _ in range(CONNECTIONS)]
-        self._methods: dict[tuple[int, str], Any] = {}
-        self._numbers = itertools.count()
-        self.made = Made()
-
-    async def call(self, call: Call) -> None:
-        """Make one, on the next connection."""
-        begun = time.perf_counter()
-        method = self._method(next(self._numbers) % CONNECTIONS, call)
-        try:
-            reply = method(call.request, timeout=TIMEOUT)
-            if call.streamed:
-                async for _ in reply:
-                    pass
-            else:
-                await reply
-            code = "OK"
-        except grpc.aio.AioRpcError as error:
-            code = error.code().name
-        self.made.note(code, call.cost, (time.perf_counter() - begun) * 1e3)
-
-    def _method(self, number: int, call: Call) -> Any:
-        key = number, call.path
-        if key not in self._methods:
-            channel = self._channels[number]
-            make = channel.unary_stream if call.streamed else channel.unary_unary
-            self._methods[key] = make(call.path)
-        return self._methods[key]
-
-    async def close(self) -> None:
-        """End the connections."""
-        for channel in self._channels:
-            await channel.close()
-
-
-async def closed(address: str, calls: Sequence[Call], callers: int, seconds: float) -> Made:
-    """So many callers, each of whom asks again when it has its answer."""
-    some, queue = Callers(address), itertools.cycle(calls)
-    end = time.perf_counter() + seconds
-
-    async def ask() -> None:
-        while time.perf_counter() < end:
-            await some.call(next(queue))
-
-    await asyncio.gather(*(ask() for _ in range(callers)))
-    await some.close()
-    return some.made
-
-
-async def flooded(address: str, calls: Sequence[Call], rate: float, seconds: float) -> Made:
-    """Calls at random moments, so many a second, whatever becomes of those before."""
-    some, chance = Callers(address), random.Random(1)
-    order = list(calls)
-    chance.shuffle(order)
-    queue = itertools.cycle(order)
-    open_: set[asyncio.Task[None]] = set()
-    due = time.perf_counter()
-    end = due + seconds
-    while due < end:
-        now = time.perf_counter()
-        if due > now:
-            await asyncio.sleep(due - now)
-        while due <= time.perf_counter():
-            some.made.late.append((time.perf_counter() - due) * 1e3)
-            task = asyncio.create_task(some.call(next(queue)))
-            open_.add(task)
-            task.add_done_callback(open_.discard)
-            due += chance.expovariate(rate)
-        some.made.most_at_once = max(some.made.most_at_once, len(open_))
-        await asyncio.sleep(0)
-    await asyncio.gather(*open_)
-    await some.close()
-    return some.made
-
-
-async def probe(address: str, seconds: float) -> dict[str, list[float]]:
-    """Milliseconds of health checks, by status."""
-    found: dict[str, list[float]] = {}
-    end = time.monotonic() + seconds
-    async with grpc.aio.insecure_channel(address, OPTIONS) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        while time.monotonic() < end:
-            begun = time.perf_counter()
-            try:
-                reply = await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
-                code = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
-            except grpc.aio.AioRpcError as error:
-                code = error.code().name
-            taken = time.perf_counter() - begun
-            found.setdefault(code, []).append(taken * 1e3)
-            await asyncio.sleep(max(0.0, HEALTH_EVERY - taken))
-    return found
-
-
 def resident(process: int) -> int:
     """Bytes of a process and those that it has started; what they share counts once."""
     total, waiting = 0, [process]
@@ -327,29 +155,20 @@ def resident(process: int) -> int:
     return total
 
 
-def row_of(
-    workers: int,
-    seconds: float,
-    speeds: Mapping[int, float],
-    unloaded: Made,
-    loaded: Made,
-    after: Made,
-    health: Mapping[str, Sequence[float]],
-    memory: Sequence[int],
-) -> Row:
+def row_of(workers: int, seconds: float, found: Found) -> Row:
     """One row of the result."""
-    answered = [ms for code, taken in health.items() if code == "SERVING" for ms in taken]
-    warm = memory[len(memory) // 10 :]
-    part = max(1, len(warm) // 10)
-    first, last = (statistics.median(some) for some in (warm[:part], warm[-part:]))
+    loaded, speeds, codes = found.loaded, found.speeds, found.loaded.codes
     ours: dict[str, Any] = {
-        "unloaded": summaries(unloaded, "OK"),
+        "unloaded": summaries(found.unloaded, "OK"),
+        "onset": summaries(found.onset, "OK"),
         "accepted": summaries(loaded, "OK"),
         "refused": summaries(loaded, "RESOURCE_EXHAUSTED"),
-        "after": summaries(after, "OK"),
+        "after": summaries(found.after, "OK"),
     }
     slower = ours["accepted"]["all"]["p99_ms"] / ours["unloaded"]["all"]["p99_ms"]
-    growth = last / first - 1
+    answered = found.health.get("SERVING", [])
+    statuses = {code: len(taken) for code, taken in found.health.items()}
+    memory = growth_of(found.memory)
     return {
         "what": f"{TIMES} times overload",
         "workers": workers,
@@ -357,34 +176,36 @@ def row_of(
         "seconds": seconds,
         "capacity_per_second": max(speeds.values()),
         "answered_per_second_by_callers": {str(many): speed for many, speed in speeds.items()},
-        "begun_per_second": sum(loaded.codes.values()) / seconds,
-        "accepted_per_second": loaded.codes.get("OK", 0) / seconds,
-        "codes": loaded.codes,
+        "begun_per_second": sum(codes.values()) / seconds,
+        "accepted_per_second": codes.get("OK", 0) / seconds,
+        "codes": codes,
         "most_at_once": loaded.most_at_once,
         "late_p99_ms": percentile(loaded.late),
         **ours,
         "accepted_p99_to_unloaded": slower,
-        "health": {**summary(answered), "codes": {code: len(ms) for code, ms in health.items()}},
-        "memory_MB": {
-            "first": first / 1e6,
-            "last": last / 1e6,
-            "most": max(memory) / 1e6,
-            "growth": growth,
-        },
-        "targets": {
-            "refused": f"99 % of refusals within {REFUSED_MS:g} ms",
-            "accepted": f"accepted calls less than {SLOWER:g} times as long as unloaded (99 %)",
-            "health": "health always SERVING",
-            "memory": f"memory grows by less than {GROWTH:.0%}",
-            "codes": "no status but OK and RESOURCE_EXHAUSTED",
-        },
+        "health": {**summary(answered), "codes": statuses},
+        "memory_MB": memory,
+        "targets": TARGETS,
         "held": {
             "refused": ours["refused"]["all"]["p99_ms"] < REFUSED_MS,
             "accepted": slower < SLOWER,
-            "health": set(health) == {"SERVING"},
-            "memory": growth < GROWTH,
-            "codes": set(loaded.codes) <= {"OK", "RESOURCE_EXHAUSTED"},
+            "health": set(statuses) == {"SERVING"},
+            "memory": memory["growth"] < GROWTH,
+            "codes": set(codes) <= {"OK", "RESOURCE_EXHAUSTED"},
         },
+    }
+
+
+def growth_of(memory: Sequence[int]) -> dict[str, float]:
+    """Megabytes in the first tenth of the time that counts, and in the last."""
+    warm = memory[min(len(memory) - 1, max(len(memory) // 10, int(MEMORY_FROM / MEMORY_EVERY))) :]
+    part = max(1, len(warm) // 10)
+    first, last = (statistics.median(some) for some in (warm[:part], warm[-part:]))
+    return {
+        "first": first / 1e6,
+        "last": last / 1e6,
+        "most": max(memory) / 1e6,
+        "growth": last / first - 1,
     }
 
 
@@ -419,7 +240,7 @@ def show(row: Row) -> None:
         f"(late {row['late_p99_ms']:.1f} ms), accepted {row['accepted_per_second']:.0f}/s, "
         f"{row['codes']}"
     )
-    for what in ("unloaded", "accepted", "refused", "after"):
+    for what in ("unloaded", "onset", "accepted", "refused", "after"):
         for cost, found in row[what].items():
             print(
                 f"  {what:<9} {cost:<6} {found['calls']:>9,} calls {found['p50_ms']:>9.2f} ms, "

@@ -21,85 +21,28 @@ import argparse
 import json
 import os
 import random
-import shutil
-import subprocess
-import sys
 import tempfile
-import venv
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import vitscope.indexer  # noqa: F401  # isort: skip  # Sets what is read when torch is loaded.
-import numpy as np
-import numpy.typing as npt
 import timm
 import torch
 from safetensors.torch import save_file
-from torch.utils.flop_counter import FlopCounterMode
 
-from vitscope.bench import adapters, arguments
-from vitscope.bench.adapters import common, naive
-from vitscope.bench.record import Row, write
+from vitscope.bench import arguments
+from vitscope.bench.agreement import agreement, means, operations
+from vitscope.bench.record import Json, Row, write
+from vitscope.bench.tools import OURS, TOOLS, result_of
 from vitscope.indexer.scenes import write_scenes
 
 PACKAGES = ("vitscope", "torch", "timm", "numpy", "zarr", "tensorstore", "faiss-cpu")
 MODEL = "vit_tiny_patch16_224"
 K, QUESTIONS = 20, 100
-Scores = npt.NDArray[np.float32]
-"""Of one channel, (N,)."""
-OURS = "vitscope"
-PATIENCE = 3600.0
-"""Seconds for an installation, or for all that a tool does."""
-CLOSE = 2e-3
-"""By how much scores may be apart, relative to the greatest: float16 and bfloat16 are kept."""
-
-
-@dataclass(frozen=True)
-class Tool:
-    """Something that can be asked."""
-
-    name: str
-    module: str
-    """Of the adapter."""
-    installs: Sequence[Sequence[str]] = ()
-    """What pip is given, one time after the other, in an environment of its own; nothing for this
-    one's."""
-
-
-TOOLS = (
-    Tool(OURS, "own"),
-    Tool("model again", "naive"),
-    Tool("dense .npy", "naive"),
-    Tool("dense Zarr", "naive"),
-    Tool("semanticlens", "semanticlens", [["semanticlens==0.2.1"]]),
-    Tool("zennit-crp", "zennit_crp", [["zennit-crp==0.6.0"]]),
-    Tool("captum", "captum", [["captum==0.9.0"]]),
-    Tool("vit-prisma", "vit_prisma", [["vit-prisma==0.1.4"]]),
-    Tool(
-        "thingsvision",
-        "thingsvision",
-        [
-            # It asks for a torchvision of years ago; TensorFlow it wants to be imported at all.
-            [
-                "--no-deps",
-                "thingsvision==2.7.3",
-                "torchtyping",
-                "typeguard<3",
-                "h5py",
-                "scipy<1.15",
-            ],
-            ["tensorflow-cpu==2.15.1", "numpy==1.26.4"],
-        ],
-    ),
-    Tool(
-        "clip-retrieval",
-        "clip_retrieval",
-        # One of those that it needs imports `pkg_resources`, which newer ones have no more.
-        [["clip-retrieval==2.45.0", "autofaiss==2.18.0"], ["setuptools<70"]],
-    ),
-)
+COMPARED = 20
+"""Of the questions, whose rankings are held against plain hooks."""
 TOLD = {
     "index": "index",
     "answers": "answers",
@@ -109,7 +52,6 @@ TOLD = {
     "similar": "similar images, built",
     "nearest": "asked",
 }
-FOLDERS = {"model again": "again", "dense .npy": "npy", "dense Zarr": "zarr"}
 
 
 def main() -> int:
@@ -139,15 +81,14 @@ def main() -> int:
         folder = Path(name)
         task = task_of(args, folder)
         (folder / "task.json").write_text(json.dumps(task))
-        found: dict[str, common.Json] = {}
+        found: dict[str, Json] = {}
         for tool in some:
             print(f"{tool.name} …", flush=True)
             found[tool.name] = result_of(tool, args.venvs or folder / "venvs", folder)
             told = found[tool.name].get("index", {}).get("seconds")
             print(f"  {found[tool.name].get('error') or f'indexed in {told} s'}", flush=True)
-        truth, operations = oracle(task)
-    rows = list(table(task, found, operations))
-    notes = [*explanations(found), *agreement(found, truth)]
+        rows = list(table(task, found, operations(task)))
+        notes = [*explanations(found), *agreement(found, means(task))]
     show(rows, notes, list(found))
     if args.json:
         write(args.json, command(args), rows, PACKAGES)
@@ -197,7 +138,7 @@ def command(args: argparse.Namespace) -> str:
     return " ".join(words)
 
 
-def task_of(args: argparse.Namespace, folder: Path) -> common.Json:
+def task_of(args: argparse.Namespace, folder: Path) -> Json:
     """What every tool is given."""
     limit = args.limit or (120 if args.quick else 1_000)
     data = folder / "pictures"
@@ -229,7 +170,8 @@ def task_of(args: argparse.Namespace, folder: Path) -> common.Json:
         "layers": layers,
         "channels": channels,
         "k": K,
-        "questions": [[draw.choice(layers), draw.randrange(channels)] for _ in range(QUESTIONS)],
+        "questions": draw.sample([*product(layers, range(channels))], QUESTIONS),
+        "compared": COMPARED,
         "batch_size": 16,
         "threads": len(os.sched_getaffinity(0)),
     }
@@ -248,102 +190,8 @@ def labelled_pictures(source: Path | None, target: Path, limit: int) -> None:
         (target / label / f"{number:05d}-{path.name}").symlink_to(path.resolve())
 
 
-def result_of(tool: Tool, venvs: Path, folder: Path) -> common.Json:
-    """What its adapter found, or `error`."""
-    try:
-        python = environment(tool, venvs)
-    except subprocess.CalledProcessError as error:
-        said = error.stderr or error.output or b""
-        text = said if isinstance(said, str) else said.decode(errors="replace")
-        return {"error": f"could not be installed: {_last(text)}"}
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return {"error": f"could not be installed: {error}"}
-    out = folder / f"{tool.module}.json"
-    place = folder / FOLDERS.get(tool.name, tool.module)
-    module = f"{adapters.__name__}.{tool.module}"
-    environ = dict(os.environ)
-    if tool.installs:
-        environ["PYTHONPATH"] = str(copied(folder / "adapters"))
-    place.mkdir()
-    try:
-        done = subprocess.run(
-            [python, "-m", module, folder / "task.json", out, place],
-            capture_output=True,
-            text=True,
-            env=environ,
-            check=False,
-            timeout=PATIENCE,
-        )
-    except subprocess.TimeoutExpired:
-        return {"error": f"failed: it took more than {PATIENCE / 60:.0f} minutes"}
-    finally:
-        shutil.rmtree(place)
-    if done.returncode:
-        return {"error": f"failed: {_last(done.stderr)}"}
-    result: common.Json = json.loads(out.read_text())
-    out.unlink()
-    return result
-
-
-def copied(target: Path) -> Path:
-    """The adapters alone, as other interpreters import them."""
-    package = target.joinpath(*adapters.__name__.split("."))
-    if not package.exists():
-        shutil.copytree(Path(adapters.__path__[0]), package)
-    return target
-
-
-def environment(tool: Tool, venvs: Path) -> str:
-    """The interpreter of a tool, installed where it is not there as it is to be."""
-    if not tool.installs:
-        return sys.executable
-    place = (venvs / tool.module).resolve()
-    python, marker = place / "bin" / "python", place / "installed"
-    shared = str(Path(torch.__file__).parents[1])
-    wanted = json.dumps([sys.version, shared, tool.installs])
-    if not marker.exists() or marker.read_text() != wanted:
-        shutil.rmtree(place, ignore_errors=True)
-        venv.create(place, with_pip=True)
-        [site] = place.glob("lib/python*/site-packages")
-        # PyTorch is there already, and gigabytes; what a tool wants otherwise it gets itself.
-        (site / "shared.pth").write_text(shared + "\n")
-        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        for words in tool.installs:
-            run_quietly([*pip, *words])
-        marker.write_text(wanted)
-    return str(python)
-
-
-def run_quietly(command: Sequence[Any]) -> None:
-    """Raise `CalledProcessError`, with what it said, where a command fails."""
-    subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE)
-
-
-def _last(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
-
-
-def oracle(task: common.Json) -> tuple[dict[str, Scores], float]:
-    """Means over patches of all pictures for the questions that are compared, and the operations of
-    one picture's forward."""
-    model, pictures = naive.prepare(task)
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        model(pictures[0][0][None])
-    asked = task["questions"][: common.RANKINGS]
-    found: dict[str, list[Any]] = {f"{layer}|{channel}": [] for layer, channel in asked}
-    layers = sorted({layer for layer, _ in asked})
-    batches = common.batches_of(task, pictures)
-    for values in naive.activations(model, layers, batches):
-        for layer, channel in asked:
-            part = values[layers.index(layer)][:, model.num_prefix_tokens :, channel].mean(1)
-            found[f"{layer}|{channel}"].append(part.numpy())
-    whole = {key: np.concatenate(parts) for key, parts in found.items()}
-    return whole, float(counter.get_total_flops())
-
-
-def table(task: common.Json, found: Mapping[str, common.Json], operations: float) -> Iterator[Row]:
-    """One row for each thing that is compared; `operations` are those of one picture's forward."""
+def table(task: Json, found: Mapping[str, Json], forward: float) -> Iterator[Row]:
+    """One row for each thing that is compared; `forward` are the operations of one picture."""
     count = len(task["pictures"])
 
     def values(key: str, part: str, scale: float = 1.0) -> dict[str, float]:
@@ -360,7 +208,7 @@ def table(task: common.Json, found: Mapping[str, common.Json], operations: float
         "unit": "images/s",
         "better": "more",
         "values": speeds,
-        "work": {"float32": operations},
+        "work": {"float32": forward},
     }
     for what, key, part, unit, scale in (
         ("on disk", "index", "bytes", "MB", 1e-6),
@@ -380,7 +228,7 @@ def table(task: common.Json, found: Mapping[str, common.Json], operations: float
     yield {"what": "of which right", "unit": "%", "better": "more", "values": recall}
 
 
-def explanations(found: Mapping[str, common.Json]) -> Iterator[str]:
+def explanations(found: Mapping[str, Json]) -> Iterator[str]:
     """What each tool does, and cannot."""
     for name, each in found.items():
         if "error" in each:
@@ -392,61 +240,6 @@ def explanations(found: Mapping[str, common.Json]) -> Iterator[str]:
         )
         for key, why in each.get("cannot", {}).items():
             yield f"**{name}** cannot do {key.replace('_', ' ')}: {why}."
-
-
-def agreement(found: Mapping[str, common.Json], truth: Mapping[str, Scores]) -> Iterator[str]:
-    """Whether rankings are those of plain hooks, up to what a tool's precision leaves open."""
-    for name, each in found.items():
-        if judged := [
-            judge(ranking, truth[key]) for key, ranking in each.get("rankings", {}).items()
-        ]:
-            same, close, empty, negative = (
-                sum(getattr(one, what) for one in judged)
-                for what in ("same", "close", "empty", "negative")
-            )
-            farthest = max(one.farthest for one in judged)
-            line = (
-                f"**{name}**, {each['ranking_pooling']}: {same} of {len(judged)} rankings are "
-                f"those of plain hooks, {close} up to ties within {CLOSE:g} of the greatest score; "
-                f"scores differ by {farthest:.1e} of it at most."
-            )
-            if empty:
-                line += f" It leaves {empty} places empty; in {negative} belongs a negative score."
-            differs = same < len(judged) and "ranking_note" in each
-            yield line + (f" Why: {each['ranking_note']}." if differs else "")
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A ranking beside that of plain hooks."""
-
-    same: bool
-    """Row by row."""
-    close: bool
-    """As good in what it gives: other rows only where scores are as near as precision leaves."""
-    empty: int
-    """Places without a row."""
-    negative: int
-    """Of these, in how many a negative score belongs."""
-    farthest: float
-    """By how much scores differ, of the greatest."""
-
-
-def judge(ranking: common.Ranking, scores: Scores) -> Judged:
-    """A tool's (row, score), best first, -1 for none, beside scores (N,) of all pictures."""
-    given = [(int(row), score) for row, score in ranking if row >= 0]
-    rows = [row for row, _ in given]
-    best = [int(row) for row, _ in common.best_of(scores, len(ranking))]
-    scale = float(np.abs(scores).max()) or 1.0
-    off = np.array([score for _, score in given]) - scores[rows]
-    gap = np.sort(scores[rows])[::-1] - scores[best][: len(rows)]
-    return Judged(
-        same=rows == best,
-        close=len(rows) == len(best) and float(np.abs(gap).max(initial=0)) <= CLOSE * scale,
-        empty=len(best) - len(rows),
-        negative=int((scores[best][len(rows) :] < 0).sum()),
-        farthest=float(np.abs(off).max(initial=0)) / scale,
-    )
 
 
 def show(rows: Sequence[Row], notes: Sequence[str], names: Sequence[str]) -> None:

@@ -121,7 +121,7 @@ def _factors(row: Mapping[str, Any]) -> dict[str, float]:
 def _logarithmic(axes: Any, which: str, values: Sequence[float]) -> None:
     """A logarithmic axis with plain numbers, as many as there is room for."""
     decades = np.log10(max(values) / min(values))
-    steps = (1.0,) if decades > 2.5 else (1.0, 3.0) if decades > 1 else (1.0, 1.5, 2.0, 3.0, 5.0)
+    steps = (1.0,) if decades > 1.5 else (1.0, 3.0) if decades > 1 else (1.0, 1.5, 2.0, 3.0, 5.0)
     axes.set(**{f"{which}scale": "log"})
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(LogLocator(subs=steps, numticks=12))

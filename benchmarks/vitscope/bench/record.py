@@ -15,7 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-Row = dict[str, Any]
+Json = dict[str, Any]
+Row = Json
 Samples = Mapping[str, Sequence[float]]
 Prepare = Callable[[Path], Callable[[], None]]
 

@@ -148,7 +148,7 @@ def _indexing(body: Body, _: Path, __: Limits) -> Iterator[str]:
 def _overload(body: Body, _: Path, limits: Limits) -> Iterator[str]:
     for row in body["rows"]:
         yield from ("| | calls | median, ms | 99 %, ms |", "|---|---:|---:|---:|")
-        for what in ("unloaded", "accepted", "refused", "after"):
+        for what in ("unloaded", "onset", "accepted", "refused", "after"):
             found = row[what]["all"]
             yield (
                 f"| {what} | {found['calls']:,} | {found['p50_ms']:,.2f} | {found['p99_ms']:,.1f} |"

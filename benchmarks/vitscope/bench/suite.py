@@ -64,9 +64,7 @@ SUITE = (
     Benchmark("questions", "query"),
     Benchmark("scale", "query"),
     Benchmark("throughput", "serve"),
-    Benchmark(
-        "overload", "serve", ("--minutes", "2"), ("--quick", "--minutes", "0.5"), judges=True
-    ),
+    Benchmark("overload", "serve", ("--minutes", "2"), ("--quick", "--minutes", "1"), judges=True),
     Benchmark("growth", "growth", on_device=True),
     Benchmark("peers", "peers", kept=True),
 )

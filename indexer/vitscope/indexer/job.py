@@ -231,9 +231,11 @@ def usable_device(asked: str) -> str:
     if asked:
         try:
             torch.empty(1, device=asked)
-        except (RuntimeError, AssertionError):
+        except (RuntimeError, AssertionError) as error:
+            # torch's first sentence; the others are on debugging.
+            why = str(error).partition("\n")[0].partition(". ")[0]
             raise IndexingError(
-                f"The device {asked!r} cannot be used here; give --device cpu."
+                f"The device {asked!r} cannot be used here ({why}); give --device cpu."
             ) from None
     return asked or ("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -151,9 +151,7 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
         status = StatusInterceptor(observers, peers=bool(traces or log_call))
         early = EarlyRefusals(gates, live=load is not None)
         interceptors = [status, *guard.interceptors(), early]
-        service: Any = ActivationService(served, gates)
         checks = await _health(paths)
-
         # Off, or a second server on the port would silently take half of the calls.
         options = [
             ("grpc.so_reuseport", int(settings.shared_port)),
@@ -163,11 +161,7 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
             server = make_server(
                 aio.server, early.refusal_of, interceptors=interceptors, options=options
             )
-        service_pb2_grpc.add_ActivationServiceServicer_to_server(service, server)
-        health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-        if settings.reflection:
-            names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, server)
+        _add_services(server, ActivationService(served, gates), checks, settings.reflection)
         address = _bind(server, settings, guard)
         if traces:
             traces.address = address
@@ -185,14 +179,19 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
         await stopped.wait()
         for task in tasks:
             task.cancel()
-        await checks.enter_graceful_shutdown()
-        # Calls on their way arrive, and callers that watch the health go elsewhere: gRPC cancels
-        # what comes once it ends.
-        await asyncio.sleep(_NOTICE)
-        await server.stop(settings.grace)
-        await begin_all()
+        await _end(server, checks, settings.grace)
         if traces:
             await traces.close()
+
+
+async def _end(server: aio.Server, checks: Any, grace: float) -> None:
+    """Tell callers, then stop; calls in flight get so many seconds."""
+    await checks.enter_graceful_shutdown()
+    # Calls on their way arrive, and callers that watch the health go elsewhere: gRPC cancels
+    # what comes once it ends.
+    await asyncio.sleep(_NOTICE)
+    await server.stop(grace)
+    await begin_all()
 
 
 async def begin_all() -> None:
@@ -226,6 +225,15 @@ def _check_seconds(settings: Settings) -> None:
         raise StartError("--follow is a number of seconds from 0.05 on, or 0 for never.")
     if not 0 <= settings.grace <= _LONGEST_GRACE:
         raise StartError(f"--grace {settings.grace} cannot be; give 0 to {_LONGEST_GRACE:.0f} s.")
+
+
+def _add_services(server: aio.Server, service: Any, checks: Any, reflected: bool) -> None:
+    """What can be called."""
+    service_pb2_grpc.add_ActivationServiceServicer_to_server(service, server)
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    if reflected:
+        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
 
 
 async def _health(names: Iterable[str]) -> Any:

@@ -17,16 +17,13 @@ from captum.attr import LayerActivation
 from torch.utils.data import DataLoader
 
 from vitscope.bench.adapters.common import (
-    MEAN,
     Json,
     Pictures,
-    Ranking,
-    ask_all,
+    answers_of_tables,
     batches_of,
-    best_of,
-    common_label,
     folder_bytes,
     load_model,
+    pooled,
     run,
     timed,
     transform_of,
@@ -56,7 +53,7 @@ class Tool:
         """Pool all layers in one pass, and save them."""
         layers = self.task["layers"]
         for number, found in enumerate(self.patches(layers, self.pictures)):
-            kept = [each.mean(1) if pool == "mean" else each.amax(1) for each in found]
+            kept = [pooled(each, pool) for each in found]
             AV.save(str(self.folder), self.task["model"], pool, layers, kept, str(number))
 
 
@@ -77,40 +74,24 @@ def index(task: Json, folder: Path) -> Json:
 
 def answer(task: Json, folder: Path) -> Json:
     """Sort columns of what was kept; run the model for the rest."""
-    k = task["k"]
-    layer, channel = task["questions"][0]
-    _, rows = common_label(task)
     layers: dict[str, torch.Tensor] = {}
 
-    def ask(layer: str, channel: int) -> Ranking:
+    def opened(layer: str) -> torch.Tensor:
         if layer not in layers:
             layers[layer] = load(task, folder, "mean", layer)
-        return best_of(layers[layer][:, channel], k)
+        return layers[layer]
 
-    first, best = timed(lambda: ask(layer, channel))
-    hundredth, rankings = ask_all(task, ask)
-    labelled, _ = timed(lambda: best_of(layers[layer][rows, channel], k))
-    tool = Tool(task, folder)
-    few = Pictures(task, tool.pictures.transform, [int(row) for row, _ in best])
-    maps, _ = timed(lambda: [found[0][:, :, channel] for found in tool.patches([layer], few)])
-
-    def by_maximum() -> Ranking:
+    def by_maximum(tool: Tool, layer: str) -> torch.Tensor:
         tool.keep("max")
-        return best_of(load(task, folder, "max", layer)[:, channel], k)
+        return load(task, folder, "max", layer)
 
-    other, _ = timed(by_maximum)
-    return {
-        "answers": {
-            "first_seconds": first,
-            "hundredth_seconds": hundredth,
-            "what": "AV.load of a layer, which then stays in memory, one column sorted by its user",
-        },
-        "other_pooling": {"seconds": other, "what": "all pictures again, pooled so"},
-        "label_filter": {"seconds": labelled, "what": "rows of the layer; it knows no labels"},
-        "maps": {"seconds": maps, "what": "LayerActivation of the pictures"},
-        "rankings": rankings,
-        "ranking_pooling": MEAN,
+    what = {
+        "answers": "AV.load of a layer, which then stays in memory, one column sorted by its user",
+        "other_pooling": "all pictures again, pooled so",
+        "label_filter": "rows of the layer; it knows no labels",
+        "maps": "LayerActivation of the pictures",
     }
+    return answers_of_tables(task, opened, lambda: Tool(task, folder), by_maximum, what)
 
 
 if __name__ == "__main__":

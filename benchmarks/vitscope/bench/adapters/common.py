@@ -1,4 +1,4 @@
-"""What all adapters share: the task, the model, pictures, clocks. Nothing here keeps or ranks.
+"""What all adapters share: the task, the model, pictures, clocks, and what a tool's user writes.
 
 An adapter is run twice, `TASK OUT FOLDER`: it indexes into the folder, and starts itself again as a
 fresh process that answers from what is there. OUT is JSON with the keys that `peers` reads:
@@ -11,7 +11,8 @@ fresh process that answers from what is there. OUT is JSON with the keys that `p
     similar         build_seconds, bytes: of what finds similar pictures, where it is apart
     nearest         query_seconds, recall_at_10
     rankings        {"layer|channel": [[row, score], …]}
-    ranking_pooling what was pooled; ranking_note: what else is to be known of them
+    ranking_pooling what was pooled
+    ranking_note    why they are not those of plain hooks; empty_note: why places are empty
     cannot          {one of the keys above: why}
 
 each of the first with `what`, one sentence on how it is done.
@@ -28,7 +29,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,8 +44,6 @@ LAST = 10
 """Questions of which the last answer is the median."""
 MANY = 500
 """Pictures for which starting processes that decode them pays."""
-RANKINGS = 20
-"""Of the first questions, to be compared."""
 
 
 def load_model(task: Json) -> Any:
@@ -130,15 +130,101 @@ def timed(work: Callable[[], T]) -> tuple[float, T]:
     return time.perf_counter() - start, result
 
 
-def ask_all(task: Json, ask: Callable[[str, int], Ranking]) -> tuple[float, dict[str, Ranking]]:
-    """Seconds of an answer after many others, the median of the last ten; the first rankings."""
+def pooled(patches: Any, pool: str) -> Any:
+    """Scores (B, C) of activations of patches (B, P, C) of a batch, by `mean` or `max`."""
+    return patches.mean(1) if pool == "mean" else patches.amax(1)
+
+
+def table_of(layers: Sequence[str], batches: Iterable[Sequence[Any]], pool: str) -> dict[str, Any]:
+    """Scores (N, C) of every layer; batches have activations of patches (B, P, C) of each."""
+    import torch
+
+    parts = [[pooled(patches, pool) for patches in batch] for batch in batches]
+    whole = zip(*parts, strict=True)
+    return {layer: torch.cat(some) for layer, some in zip(layers, whole, strict=True)}
+
+
+@dataclass(frozen=True)
+class Ways:
+    """How a tool answers what all are asked, (layer, channel, …)."""
+
+    best: Callable[[str, int], Ranking]
+    labelled: Callable[[str, int], Any]
+    """The best of the most common label."""
+    maps: Callable[[str, int, Sequence[int]], Any]
+    """Of pictures, by their rows."""
+    other: Callable[[str, int], Any]
+    """The best by their maximum."""
+    prepare: Callable[[], object] = lambda: None
+    """What is not timed, once the questions of rankings are answered."""
+
+
+def answers(
+    task: Json, ways: Ways, what: Mapping[str, str], asked: Sequence[Any] | None = None
+) -> Json:
+    """Ask a tool everything, or `asked` alone for rankings; `what` it does for each, by its key."""
+    layer, channel = task["questions"][0]
+    first, best = timed(lambda: ways.best(layer, channel))
+    hundredth, rankings = ask_all(asked or task["questions"], ways.best)
+    ways.prepare()
+    rows = [int(row) for row, _ in best if row >= 0]
+    labelled, _ = timed(lambda: ways.labelled(layer, channel))
+    maps, _ = timed(lambda: ways.maps(layer, channel, rows))
+    other, _ = timed(lambda: ways.other(layer, channel))
+    seconds: Json = {
+        "answers": {"first_seconds": first, "hundredth_seconds": hundredth},
+        "other_pooling": {"seconds": other},
+        "label_filter": {"seconds": labelled},
+        "maps": {"seconds": maps},
+    }
+    return {
+        **{key: {**seconds[key], "what": each} for key, each in what.items()},
+        "rankings": dict(list(rankings.items())[: task["compared"]]),
+        "ranking_pooling": MEAN,
+    }
+
+
+def answers_of_tables(
+    task: Json,
+    opened: Callable[[str], Any],
+    make: Callable[[], Any],
+    by_maximum: Callable[[Any, str], Any],
+    what: Mapping[str, str],
+) -> Json:
+    """Of a tool whose user keeps `opened(layer)`, scores (N, C), and sorts their columns.
+
+    For the rest `make()` gives the tool: its `pictures`, and `patches(layers, pictures)`, which are
+    activations (B, P, C) of each, a batch after the other; `by_maximum(tool, layer)` pools anew.
+    """
+    _, rows = common_label(task)
+    k = task["k"]
+    made: list[Any] = []
+
+    def maps(layer: str, channel: int, rows: Sequence[int]) -> list[Any]:
+        [tool] = made
+        some = Pictures(task, tool.pictures.transform, rows)
+        return [found[0][:, :, channel] for found in tool.patches([layer], some)]
+
+    ways = Ways(
+        best=lambda layer, channel: best_of(opened(layer)[:, channel], k),
+        labelled=lambda layer, channel: best_of(opened(layer)[rows, channel], k),
+        maps=maps,
+        other=lambda layer, channel: best_of(by_maximum(made[0], layer)[:, channel], k),
+        prepare=lambda: made.append(make()),
+    )
+    return answers(task, ways, what)
+
+
+def ask_all(
+    questions: Sequence[Any], ask: Callable[[str, int], Ranking]
+) -> tuple[float, dict[str, Ranking]]:
+    """Seconds of an answer after many others, the median of the last ten; all rankings."""
     rankings: dict[str, Ranking] = {}
     spent = []
-    for layer, channel in task["questions"]:
+    for layer, channel in questions:
         taken, best = timed(partial(ask, layer, channel))
         spent.append(taken)
-        if len(rankings) < RANKINGS:
-            rankings[f"{layer}|{channel}"] = best
+        rankings[f"{layer}|{channel}"] = best
     return statistics.median(spent[-LAST:]), rankings
 
 

@@ -8,8 +8,7 @@ zarr-python, with chunks of one image, as a loop that appends image after image 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,17 @@ import torch
 import zarr
 
 from vitscope.bench.adapters.common import (
-    MEAN,
     Json,
     Pictures,
     Ranking,
-    ask_all,
+    Ways,
+    answers,
     batches_of,
     best_of,
     common_label,
     folder_bytes,
     load_model,
+    pooled,
     run,
     timed,
     transform_of,
@@ -71,41 +71,31 @@ def index_nothing(task: Json, folder: Path) -> Json:
 def answer_again(task: Json, folder: Path) -> Json:
     """A forward of everything for each question."""
     model, pictures = prepare(task)
-    layer, channel = task["questions"][0]
     label, rows = common_label(task)
 
-    def scores(layer: str, channel: int, of: Pictures, pool: str = "mean") -> torch.Tensor:
-        parts = [
-            getattr(values[:, model.num_prefix_tokens :, channel].float(), pool)(1)
-            for [values] in activations(model, [layer], batches_of(task, of))
-        ]
-        return torch.cat([part.values if pool == "max" else part for part in parts])
+    def of(rows: Sequence[int]) -> Pictures:
+        return Pictures(task, pictures.transform, rows)
 
-    first, _ = timed(lambda: best_of(scores(layer, channel, pictures), task["k"]))
-    rankings: dict[str, Ranking] = {}
-    spent = 0.0
-    for each, number in task["questions"][:FEW]:
-        start = time.perf_counter()
-        rankings[f"{each}|{number}"] = best_of(scores(each, number, pictures), task["k"])
-        spent += time.perf_counter() - start
-    other, _ = timed(lambda: best_of(scores(layer, channel, pictures, "max"), task["k"]))
-    some = Pictures(task, pictures.transform, rows)
-    labelled, _ = timed(lambda: best_of(scores(layer, channel, some), task["k"]))
-    best = [int(row) for row, _ in rankings[f"{layer}|{channel}"]]
-    few = Pictures(task, pictures.transform, best)
-    maps, _ = timed(lambda: list(activations(model, [layer], batches_of(task, few))))
-    return {
-        "answers": {
-            "first_seconds": first,
-            "hundredth_seconds": spent / FEW,
-            "what": f"a forward of all pictures; mean of {FEW}",
-        },
-        "other_pooling": {"seconds": other, "what": "a forward of all pictures"},
-        "label_filter": {"seconds": labelled, "what": f"a forward of those labelled {label}"},
-        "maps": {"seconds": maps, "what": "a forward of the best"},
-        "rankings": rankings,
-        "ranking_pooling": MEAN,
+    def ranking(layer: str, channel: int, some: Pictures, pool: str = "mean") -> Ranking:
+        parts = [
+            pooled(values[:, model.num_prefix_tokens :, channel], pool)
+            for [values] in activations(model, [layer], batches_of(task, some))
+        ]
+        return best_of(torch.cat(parts), task["k"])
+
+    ways = Ways(
+        best=lambda layer, channel: ranking(layer, channel, pictures),
+        labelled=lambda layer, channel: ranking(layer, channel, of(rows)),
+        maps=lambda layer, _, rows: [*activations(model, [layer], batches_of(task, of(rows)))],
+        other=lambda layer, channel: ranking(layer, channel, pictures, "max"),
+    )
+    what = {
+        "answers": f"a forward of all pictures; median of {FEW}",
+        "other_pooling": "a forward of all pictures",
+        "label_filter": f"a forward of those labelled {label}",
+        "maps": "a forward of the best",
     }
+    return answers(task, ways, what, task["questions"][:FEW])
 
 
 def index_npy(task: Json, folder: Path) -> Json:
@@ -157,36 +147,24 @@ def answer_zarr(task: Json, folder: Path) -> Json:
 
 
 def _answer(task: Json, open_layer: Callable[[str], Any]) -> Json:
-    model = load_model(task)
-    prefix = model.num_prefix_tokens
-    layer, channel = task["questions"][0]
+    prefix = load_model(task).num_prefix_tokens
+    k = task["k"]
     _, rows = common_label(task)
 
     def maps_of(layer: str, channel: int) -> Any:
         return np.asarray(open_layer(layer)[:, prefix:, channel], np.float32)
 
-    def ask(layer: str, channel: int) -> Ranking:
-        return best_of(maps_of(layer, channel).mean(1), task["k"])
-
-    first, best = timed(lambda: ask(layer, channel))
-    hundredth, rankings = ask_all(task, ask)
-    other, _ = timed(lambda: best_of(maps_of(layer, channel).max(1), task["k"]))
-    labelled, _ = timed(lambda: best_of(maps_of(layer, channel).mean(1)[rows], task["k"]))
-    maps, _ = timed(lambda: maps_of(layer, channel)[[int(row) for row, _ in best]])
-    what = "one column of the layer is read and pooled"
-    return {
-        "answers": {
-            "first_seconds": first,
-            "hundredth_seconds": hundredth,
-            "what": f"{what}; files in the page cache where they fit",
-        },
-        "other_pooling": {"seconds": other, "what": what},
-        "label_filter": {"seconds": labelled, "what": what},
-        "maps": {"seconds": maps, "what": what},
-        "rankings": rankings,
-        "ranking_pooling": MEAN,
-        "ranking_note": "activations are rounded to float16 before they are pooled",
-    }
+    ways = Ways(
+        best=lambda layer, channel: best_of(maps_of(layer, channel).mean(1), k),
+        labelled=lambda layer, channel: best_of(maps_of(layer, channel).mean(1)[rows], k),
+        maps=lambda layer, channel, rows: maps_of(layer, channel)[rows],
+        other=lambda layer, channel: best_of(maps_of(layer, channel).max(1), k),
+    )
+    way = "one column of the layer is read and pooled"
+    what = dict.fromkeys(("answers", "other_pooling", "label_filter", "maps"), way)
+    what["answers"] += "; files in the page cache where they fit"
+    note = "activations are rounded to float16 before they are pooled"
+    return {**answers(task, ways, what), "ranking_note": note}
 
 
 WAYS = {

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import vitscope.indexer  # noqa: F401  # isort: skip  # Sets what is read when torch is loaded.
 from vitscope.bench.adapters.common import (
-    MEAN,
     Json,
     Ranking,
+    Ways,
+    answers,
     ask_all,
     common_label,
     folder_bytes,
@@ -50,60 +53,66 @@ def index(task: Json, folder: Path) -> Json:
 
 
 def answer(task: Json, folder: Path) -> Json:
-    """Ask what is in the folder."""
+    """Ask what is in the folder, in this process and then by a server."""
     path, k = folder / "index", task["k"]
-    layer, channel = task["questions"][0]
-    label, rows = common_label(task)
-
-    def ranking(client: Client, layer: str, channel: int, **more: object) -> Ranking:
-        found = client.top_images(layer, channel, k=k, **more)  # type: ignore[arg-type]
-        return [[place[image.row], image.score] for image in found.images]
-
-    def first() -> Client:
-        client = stack.enter_context(open_local(path))
-        client.top_images(layer, channel, k=k)
-        return client
-
+    label, labelled = common_label(task)
     with ExitStack() as stack:
-        # Rows are of the sorted list; the task has an order of its own.
-        paths = {picture: number for number, picture in enumerate(task["pictures"])}
-        first_seconds, client = timed(first)
-        generation = open_generation(path)
-        table, recall = generation.rows, generation.manifest.recall_at_10
-        place = [
-            paths[str(Path(task["data"]) / table.key(row))] for row in range(len(task["pictures"]))
-        ]
-        other, _ = timed(lambda: ranking(client, layer, channel, pooling="max"))
+        opened: list[Client] = []
+
+        def best(layer: str, channel: int, **more: Any) -> Ranking:
+            if not opened:
+                opened.append(stack.enter_context(open_local(path)))
+            found = opened[0].top_images(layer, channel, k=k, **more)
+            return [[image.row, image.score] for image in found.images]
+
         where = ImageFilter(labels=[label])
-        labelled, found = timed(lambda: ranking(client, layer, channel, where=where))
-        assert {row for row, _ in found} <= set(rows)
-        maps, _ = timed(lambda: client.top_images(layer, channel, k=k, maps=True))
-        hundredth, rankings = ask_all(task, lambda *asked: ranking(client, *asked))
-        some = range(min(100, len(place)))
-        client.similar_images(layer, 0, k=10)
-        nearest, _ = timed(lambda: [client.similar_images(layer, row, k=10) for row in some])
-        remote = stack.enter_context(Client(stack.enter_context(served(path))))
-        ranking(remote, layer, channel)
-        over_loopback, _ = ask_all(task, lambda *asked: ranking(remote, *asked))
+        ways = Ways(
+            best,
+            labelled=partial(best, where=where),
+            maps=lambda layer, channel, _: opened[0].top_images(layer, channel, k=k, maps=True),
+            other=partial(best, pooling="max"),
+        )
+        what = {
+            "answers": "open_local, then one question after the other; a server over loopback "
+            "besides",
+            "other_pooling": "the same question about the other scores",
+            "label_filter": "a filter of the question",
+            "maps": "the question with maps, which are kept for the best",
+        }
+        found = answers(task, ways, what)
+        places = places_of(task, path)
+        for ranking in found["rankings"].values():
+            ranking[:] = [[places[int(row)], score] for row, score in ranking]
+        some = best(*task["questions"][0], where=where)
+        assert {places[int(row)] for row, _ in some} <= set(labelled)
+        found["nearest"] = nearest(opened[0], task, path)
+        opened[:] = [stack.enter_context(Client(stack.enter_context(served(path))))]
+        best(*task["questions"][0])
+        found["answers"]["over_loopback_seconds"], _ = ask_all(task["questions"], best)
     return {
-        "answers": {
-            "first_seconds": first_seconds,
-            "hundredth_seconds": hundredth,
-            "over_loopback_seconds": over_loopback,
-            "what": "open_local, then one question after the other; a server over loopback besides",
-        },
-        "other_pooling": {"seconds": other, "what": "the same question about the other scores"},
-        "label_filter": {"seconds": labelled, "what": "a filter of the question"},
-        "maps": {"seconds": maps, "what": "the question with maps, which are kept for the best"},
-        "nearest": {
-            "query_seconds": nearest / len(some),
-            "recall_at_10": recall[layer],
-            "what": "similar_images by the scores of a layer",
-        },
-        "rankings": rankings,
-        "ranking_pooling": MEAN,
+        **found,
         "ranking_note": "scores are rounded to float16 before they rank, the lower row first where "
         "that makes them equal",
+    }
+
+
+def places_of(task: Json, path: Path) -> list[int]:
+    """Of every row, which is of the sorted list, in the task's list."""
+    numbers = {picture: number for number, picture in enumerate(task["pictures"])}
+    rows = open_generation(path).rows
+    return [numbers[str(Path(task["data"]) / rows.key(row))] for row in range(len(numbers))]
+
+
+def nearest(client: Client, task: Json, path: Path) -> Json:
+    """Ten similar pictures of some, one after the other."""
+    layer, _ = task["questions"][0]
+    some = range(min(100, len(task["pictures"])))
+    client.similar_images(layer, 0, k=10)
+    seconds, _ = timed(lambda: [client.similar_images(layer, row, k=10) for row in some])
+    return {
+        "query_seconds": seconds / len(some),
+        "recall_at_10": open_generation(path).manifest.recall_at_10[layer],
+        "what": "similar_images by the scores of a layer",
     }
 
 

@@ -10,7 +10,7 @@ pooled value is negative are never among the best.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,16 @@ from semanticlens.component_visualization import ActivationComponentVisualizer
 from semanticlens.component_visualization.activation_caching import ActCache
 
 from vitscope.bench.adapters.common import (
-    MEAN,
     Json,
     Pictures,
     Ranking,
-    ask_all,
+    Ways,
+    answers,
     batches_of,
     common_label,
     folder_bytes,
     load_model,
+    pooled,
     run,
     timed,
     transform_of,
@@ -45,11 +46,11 @@ class Tool:
         self.pictures = Pictures(task, transform_of(self.model))
         prefix = self.model.num_prefix_tokens
 
-        def patch_mean(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor[:, prefix:].mean(1).detach().cpu()
+        def patch_mean(tensor: torch.Tensor) -> Any:
+            return pooled(tensor[:, prefix:], "mean").detach().cpu()
 
-        def patch_max(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor[:, prefix:].amax(1).detach().cpu()
+        def patch_max(tensor: torch.Tensor) -> Any:
+            return pooled(tensor[:, prefix:], "max").detach().cpu()
 
         self.means, self.maxima = patch_mean, patch_max
 
@@ -68,11 +69,12 @@ class Tool:
         found.run(batch_size=self.task["batch_size"])
         return found
 
-    def maps(self, layer: str, channel: int, pictures: Pictures) -> list[torch.Tensor]:
+    def maps(self, layer: str, channel: int, rows: Sequence[int]) -> list[torch.Tensor]:
         """Of all patches, by the tool's hook."""
         name = f"{layer}.act"
         found = []
-        for batch, _ in batches_of(self.task, pictures):
+        some = Pictures(self.task, self.pictures.transform, rows)
+        for batch, _ in batches_of(self.task, some):
             cache = ActCache([name])
             with torch.no_grad(), cache.hook_context(self.model):
                 self.model(batch)
@@ -99,39 +101,33 @@ def index(task: Json, folder: Path) -> Json:
 def answer(task: Json, folder: Path) -> Json:
     """Ask its cache; run it again for the rest."""
     tool = Tool(task, folder)
-    layer, channel = task["questions"][0]
     label, rows = common_label(task)
+    opened: list[Any] = []
 
-    def opened() -> Any:
-        visualizer = tool.visualizer(tool.means)
-        best_of(visualizer, layer, channel)
-        return visualizer
+    def best(layer: str, channel: int) -> Ranking:
+        if not opened:
+            opened.append(tool.visualizer(tool.means))
+        return best_of(opened[0], layer, channel)
 
-    first, visualizer = timed(opened)
-    hundredth, rankings = ask_all(task, lambda *asked: best_of(visualizer, *asked))
-    best = [int(row) for row, _ in best_of(visualizer, layer, channel) if row >= 0]
-    few = Pictures(task, tool.pictures.transform, best)
-    maps, _ = timed(lambda: tool.maps(layer, channel, few))
-    other, _ = timed(lambda: best_of(tool.visualizer(tool.maxima), layer, channel))
-    some = Pictures(task, tool.pictures.transform, rows)
-    some.name = f"label-{label}"
-    labelled, _ = timed(lambda: best_of(tool.visualizer(tool.means, some), layer, channel))
+    def labelled(layer: str, channel: int) -> Ranking:
+        some = Pictures(task, tool.pictures.transform, rows)
+        some.name = f"label-{label}"
+        return best_of(tool.visualizer(tool.means, some), layer, channel)
+
+    def by_maximum(layer: str, channel: int) -> Ranking:
+        return best_of(tool.visualizer(tool.maxima), layer, channel)
+
+    what = {
+        "answers": "its files of all layers are loaded (and the model, which does not count)",
+        "other_pooling": "a second run with another aggregator",
+        "label_filter": "a run over a data set of those pictures: only the best are kept",
+        "maps": "a forward of the pictures under its hook",
+    }
     return {
-        "answers": {
-            "first_seconds": first,
-            "hundredth_seconds": hundredth,
-            "what": "its files of all layers are loaded (and the model, which does not count)",
-        },
-        "other_pooling": {"seconds": other, "what": "a second run with another aggregator"},
-        "label_filter": {
-            "seconds": labelled,
-            "what": "a run over a data set of those pictures: no more than the best are kept",
-        },
-        "maps": {"seconds": maps, "what": "a forward of the pictures under its hook"},
-        "rankings": rankings,
-        "ranking_pooling": MEAN,
-        "ranking_note": "it begins from zeros, so that no picture with a negative mean is among "
-        "the best, and means of a GELU often are; it keeps bfloat16",
+        **answers(task, Ways(best, labelled, tool.maps, by_maximum), what),
+        "ranking_note": "it keeps bfloat16",
+        "empty_note": "it begins from zeros, so that no picture with a negative mean is among the "
+        "best, and means of a GELU often are",
     }
 
 

@@ -22,17 +22,14 @@ from thingsvision import get_extractor_from_model
 from thingsvision.utils.storing import save_features
 
 from vitscope.bench.adapters.common import (
-    MEAN,
     Json,
     Pictures,
-    Ranking,
-    ask_all,
+    answers_of_tables,
     batches_of,
-    best_of,
-    common_label,
     folder_bytes,
     load_model,
     run,
+    table_of,
     timed,
     transform_of,
 )
@@ -62,14 +59,9 @@ class Tool:
                 some = [found[name] for name in names] if isinstance(found, dict) else [found]
                 yield [each[:, self.prefix :] for each in some]
 
-    def table(self, layers: list[str], pool: str) -> dict[str, Any]:
+    def table(self, layers: list[str], pool: str) -> dict[str, torch.Tensor]:
         """Pooled activations (N, C) of every layer."""
-        parts = [
-            [each.mean(1) if pool == "mean" else each.amax(1) for each in found]
-            for found in self.patches(layers, self.pictures)
-        ]
-        whole = zip(*parts, strict=True)
-        return {layer: torch.cat(some).numpy() for layer, some in zip(layers, whole, strict=True)}
+        return table_of(layers, self.patches(layers, self.pictures), pool)
 
 
 def quiet() -> contextlib.AbstractContextManager[object]:
@@ -84,7 +76,7 @@ def index(task: Json, folder: Path) -> Json:
     def write() -> None:
         for layer, values in tool.table(task["layers"], "mean").items():
             with quiet():
-                save_features(values, out_path=str(folder / layer), file_format="npy")
+                save_features(values.numpy(), out_path=str(folder / layer), file_format="npy")
 
     seconds, _ = timed(write)
     what = "one number a picture, layer and channel: their mean, in a .npy file a layer"
@@ -93,35 +85,20 @@ def index(task: Json, folder: Path) -> Json:
 
 def answer(task: Json, folder: Path) -> Json:
     """Sort columns of the files; run the model for the rest."""
-    k = task["k"]
-    layer, channel = task["questions"][0]
-    _, rows = common_label(task)
 
     def opened(layer: str) -> Any:
         return np.load(folder / layer / "features.npy", mmap_mode="r")
 
-    def ask(layer: str, channel: int) -> Ranking:
-        return best_of(opened(layer)[:, channel], k)
+    def by_maximum(tool: Tool, layer: str) -> torch.Tensor:
+        return tool.table([layer], "max")[layer]
 
-    first, best = timed(lambda: ask(layer, channel))
-    hundredth, rankings = ask_all(task, ask)
-    labelled, _ = timed(lambda: best_of(opened(layer)[rows, channel], k))
-    tool = Tool(task)
-    few = Pictures(task, tool.pictures.transform, [int(row) for row, _ in best])
-    maps, _ = timed(lambda: [found[0][:, :, channel] for found in tool.patches([layer], few)])
-    other, _ = timed(lambda: best_of(tool.table([layer], "max")[layer][:, channel], k))
-    return {
-        "answers": {
-            "first_seconds": first,
-            "hundredth_seconds": hundredth,
-            "what": "a layer's file is mapped into memory, one column sorted by its user",
-        },
-        "other_pooling": {"seconds": other, "what": "all pictures again"},
-        "label_filter": {"seconds": labelled, "what": "rows of the file; it knows no labels"},
-        "maps": {"seconds": maps, "what": "the pictures again"},
-        "rankings": rankings,
-        "ranking_pooling": MEAN,
+    what = {
+        "answers": "a layer's file is mapped into memory, one column sorted by its user",
+        "other_pooling": "all pictures again",
+        "label_filter": "rows of the file; it knows no labels",
+        "maps": "the pictures again",
     }
+    return answers_of_tables(task, opened, lambda: Tool(task), by_maximum, what)
 
 
 if __name__ == "__main__":

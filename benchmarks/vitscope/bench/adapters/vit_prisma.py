@@ -22,16 +22,13 @@ from vit_prisma.models.base_vit import HookedViT
 from vit_prisma.prisma_tools.loading_from_pretrained import convert_timm_weights
 
 from vitscope.bench.adapters.common import (
-    MEAN,
     Json,
     Pictures,
-    Ranking,
-    ask_all,
+    answers_of_tables,
     batches_of,
-    best_of,
-    common_label,
     folder_bytes,
     run,
+    table_of,
     timed,
     transform_of,
 )
@@ -83,12 +80,7 @@ class Tool:
 
     def table(self, layers: list[str], pool: str) -> dict[str, torch.Tensor]:
         """Pooled activations (N, C) of every layer."""
-        parts = [
-            [each.mean(1) if pool == "mean" else each.amax(1) for each in found]
-            for found in self.patches(layers, self.pictures)
-        ]
-        whole = zip(*parts, strict=True)
-        return {layer: torch.cat(some) for layer, some in zip(layers, whole, strict=True)}
+        return table_of(layers, self.patches(layers, self.pictures), pool)
 
 
 def index(task: Json, folder: Path) -> Json:
@@ -101,35 +93,23 @@ def index(task: Json, folder: Path) -> Json:
 
 def answer(task: Json, folder: Path) -> Json:
     """Sort columns of the table; run the model for the rest."""
-    k = task["k"]
-    layer, channel = task["questions"][0]
-    _, rows = common_label(task)
     tables: dict[str, torch.Tensor] = {}
 
-    def ask(layer: str, channel: int) -> Ranking:
+    def opened(layer: str) -> torch.Tensor:
         if not tables:
             tables.update(torch.load(folder / TABLE, weights_only=True))
-        return best_of(tables[layer][:, channel], k)
+        return tables[layer]
 
-    first, best = timed(lambda: ask(layer, channel))
-    hundredth, rankings = ask_all(task, ask)
-    labelled, _ = timed(lambda: best_of(tables[layer][rows, channel], k))
-    tool = Tool(task)
-    few = Pictures(task, tool.pictures.transform, [int(row) for row, _ in best])
-    maps, _ = timed(lambda: [found[0][:, :, channel] for found in tool.patches([layer], few)])
-    other, _ = timed(lambda: best_of(tool.table([layer], "max")[layer][:, channel], k))
-    return {
-        "answers": {
-            "first_seconds": first,
-            "hundredth_seconds": hundredth,
-            "what": "the whole table is loaded, one column sorted",
-        },
-        "other_pooling": {"seconds": other, "what": "all pictures again, up to the layer asked"},
-        "label_filter": {"seconds": labelled, "what": "rows of the table; it knows no labels"},
-        "maps": {"seconds": maps, "what": "the pictures again, up to the layer asked"},
-        "rankings": rankings,
-        "ranking_pooling": MEAN,
+    def by_maximum(tool: Tool, layer: str) -> torch.Tensor:
+        return tool.table([layer], "max")[layer]
+
+    what = {
+        "answers": "the whole table is loaded, one column sorted",
+        "other_pooling": "all pictures again, up to the layer asked",
+        "label_filter": "rows of the table; it knows no labels",
+        "maps": "the pictures again, up to the layer asked",
     }
+    return answers_of_tables(task, opened, lambda: Tool(task), by_maximum, what)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ are given, and the backward pass has no switch. A last batch of one picture woul
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from crp.helper import load_maximization, load_statistics
 from crp.visualization import FeatureVisualization
 
 from vitscope.bench.adapters.common import (
-    MEAN,
     Json,
     Pictures,
     Ranking,
-    ask_all,
+    Ways,
+    answers,
     common_label,
     folder_bytes,
     load_model,
@@ -99,49 +100,35 @@ def answer(task: Json, folder: Path) -> Json:
     """Ask its arrays; run it again for the rest."""
     tool = Tool(task, folder)
     made = tool.made("sum")
-    layer, channel = task["questions"][0]
     label, _ = common_label(task)
     target = sorted(set(task["labels"])).index(label)
 
-    def ask(layer: str, channel: int) -> Ranking:
+    def best(layer: str, channel: int) -> Ranking:
         files = load_maximization(made.ActMax.PATH, f"{layer}.act")
         return tool.best(files, channel, tool.patches)
 
-    first, best = timed(lambda: ask(layer, channel))
-    hundredth, rankings = ask_all(task, ask)
-    labelled, _ = timed(
-        lambda: tool.best(
-            load_statistics(made.ActStats.PATH, f"{layer}.act", target), channel, tool.patches
-        )
-    )
+    def labelled(layer: str, channel: int) -> Ranking:
+        files = load_statistics(made.ActStats.PATH, f"{layer}.act", target)
+        return tool.best(files, channel, tool.patches)
 
-    def maps() -> Any:
-        rows = [int(row) for row, _ in best]
+    def maps(layer: str, channel: int, rows: Sequence[int]) -> Any:
         data, _ = made.get_data_concurrently(rows, preprocessing=True)
         asked = [{"y": [0]}] * len(rows)
         found = made.attribution(data, asked, record_layer=[f"{layer}.act"])
         return found.activations[f"{layer}.act"][:, tool.model.num_prefix_tokens :, channel]
 
-    mapped, _ = timed(maps)
-
-    def by_maximum() -> Ranking:
+    def by_maximum(layer: str, channel: int) -> Ranking:
         again = tool.made("max")
         tool.run(again)
         return tool.best(load_maximization(again.ActMax.PATH, f"{layer}.act"), channel, 1)
 
-    other, _ = timed(by_maximum)
-    return {
-        "answers": {
-            "first_seconds": first,
-            "hundredth_seconds": hundredth,
-            "what": "load_maximization, which maps a layer's arrays anew for every question",
-        },
-        "other_pooling": {"seconds": other, "what": "a second run with max_target='max'"},
-        "label_filter": {"seconds": labelled, "what": "load_statistics of the label as target"},
-        "maps": {"seconds": mapped, "what": "the pictures again, forward and backward"},
-        "rankings": rankings,
-        "ranking_pooling": MEAN,
+    what = {
+        "answers": "load_maximization, which maps a layer's arrays anew for every question",
+        "other_pooling": "a second run with max_target='max'",
+        "label_filter": "load_statistics of the label as target",
+        "maps": "the pictures again, forward and backward",
     }
+    return answers(task, Ways(best, labelled, maps, by_maximum), what)
 
 
 if __name__ == "__main__":

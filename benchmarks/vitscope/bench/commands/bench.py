@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ EXTRA = "bench"
 MARGIN = 0.5
 _AREAS = ("index", "store", "query", "serve", "growth", "peers")
 """As the suite has them, which is not loaded for --help."""
+_ROOM = {"growth": 4.0, "peers": 8.0}
+"""Gigabytes: indexes of growing size; the tools' environments, and every activation in files."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
     copy = args.json or args.out / "figures.json"
     for folder in (args.out, copy.parent):
         _make(folder)
+    _warn_of_room(args.out, areas)
     body = suite.run_suite(
         chosen,
         args.out,
@@ -112,6 +118,18 @@ def run(args: argparse.Namespace) -> int:
     suite.forget(args.out)
     print(f"\nThe report is {report}.")
     return 0 if baseline is None else _judge(baseline, body, args.check, args.margin)
+
+
+def _warn_of_room(out: Path, areas: Collection[str]) -> None:
+    needed = sum(_ROOM.get(area, 0.0) for area in areas)
+    disks = {os.stat(folder).st_dev: folder for folder in (Path(tempfile.gettempdir()), out)}
+    for folder in disks.values():
+        if (free := shutil.disk_usage(folder).free / 1e9) < needed:
+            print(
+                f"{folder} has {free:.1f} GB free, and about {needed:.0f} may be needed there. If "
+                "it ends for want of room, make some and start again: what was measured is kept.",
+                file=sys.stderr,
+            )
 
 
 def _compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
