@@ -49,12 +49,16 @@ class Tool:
             some = found if isinstance(found, list) else [found]
             yield [each[:, self.model.num_prefix_tokens :] for each in some]
 
-    def keep(self, pool: str) -> None:
-        """Pool all layers in one pass, and save them."""
-        layers = self.task["layers"]
+    def keep(self, layers: list[str], pool: str) -> None:
+        """Pool layers in one pass, and save them."""
         for number, found in enumerate(self.patches(layers, self.pictures)):
             kept = [pooled(each, pool) for each in found]
             AV.save(str(self.folder), self.task["model"], pool, layers, kept, str(number))
+
+    def table(self, layers: list[str], pool: str) -> dict[str, torch.Tensor]:
+        """Pooled activations (N, C) of layers, saved and read again."""
+        self.keep(layers, pool)
+        return {layer: load(self.task, self.folder, pool, layer) for layer in layers}
 
 
 def load(task: Json, folder: Path, pool: str, layer: str) -> torch.Tensor:
@@ -67,7 +71,7 @@ def load(task: Json, folder: Path, pool: str, layer: str) -> torch.Tensor:
 def index(task: Json, folder: Path) -> Json:
     """Pool and keep."""
     tool = Tool(task, folder)
-    seconds, _ = timed(lambda: tool.keep("mean"))
+    seconds, _ = timed(lambda: tool.keep(task["layers"], "mean"))
     what = "one number a picture, layer and channel: their mean, in a file a layer and batch"
     return {"index": {"seconds": seconds, "bytes": folder_bytes(folder), "what": what}}
 
@@ -81,17 +85,13 @@ def answer(task: Json, folder: Path) -> Json:
             layers[layer] = load(task, folder, "mean", layer)
         return layers[layer]
 
-    def by_maximum(tool: Tool, layer: str) -> torch.Tensor:
-        tool.keep("max")
-        return load(task, folder, "max", layer)
-
     what = {
         "answers": "AV.load of a layer, which then stays in memory, one column sorted by its user",
         "other_pooling": "all pictures again, pooled so",
         "label_filter": "rows of the layer; it knows no labels",
         "maps": "LayerActivation of the pictures",
     }
-    return answers_of_tables(task, opened, lambda: Tool(task, folder), by_maximum, what)
+    return answers_of_tables(task, opened, lambda: Tool(task, folder), what)
 
 
 if __name__ == "__main__":

@@ -100,16 +100,13 @@ def answer(task: Json, folder: Path) -> Json:
             tables.update(torch.load(folder / TABLE, weights_only=True))
         return tables[layer]
 
-    def by_maximum(tool: Tool, layer: str) -> torch.Tensor:
-        return tool.table([layer], "max")[layer]
-
     what = {
         "answers": "the whole table is loaded, one column sorted",
         "other_pooling": "all pictures again, up to the layer asked",
         "label_filter": "rows of the table; it knows no labels",
         "maps": "the pictures again, up to the layer asked",
     }
-    return answers_of_tables(task, opened, lambda: Tool(task), by_maximum, what)
+    return answers_of_tables(task, opened, lambda: Tool(task), what)
 
 
 if __name__ == "__main__":
