@@ -157,7 +157,7 @@ class Ways:
     other: Callable[[str, int], Any]
     """The best by their maximum."""
     prepare: Callable[[], object] = lambda: None
-    """What is not timed, once the questions of rankings are answered."""
+    """What is not timed, before maps and other poolings are asked for."""
 
 
 def answers(
@@ -167,9 +167,9 @@ def answers(
     layer, channel = task["questions"][0]
     first, best = timed(lambda: ways.best(layer, channel))
     hundredth, rankings = ask_all(asked or task["questions"], ways.best)
+    labelled, _ = timed(lambda: ways.labelled(layer, channel))
     ways.prepare()
     rows = [int(row) for row, _ in best if row >= 0]
-    labelled, _ = timed(lambda: ways.labelled(layer, channel))
     maps, _ = timed(lambda: ways.maps(layer, channel, rows))
     other, _ = timed(lambda: ways.other(layer, channel))
     seconds: Json = {
