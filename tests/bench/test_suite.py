@@ -9,6 +9,7 @@ import math
 import random
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from runs import tiny
 from synthetic import Synthetic
 
 from vitscope.bench import forward, growth, limits, overload, peers, suite, tools
+from vitscope.bench.adapters import common
 from vitscope.bench.agreement import agreement, judge, means, model_of
-from vitscope.bench.callers import Call, flooded
+from vitscope.bench.callers import Call, Made, flooded
 from vitscope.bench.record import compared
 from vitscope.bench.report import write_report
 from vitscope.bench.servers import served
@@ -122,16 +124,59 @@ def test_calls_of_the_onset_stand_apart(synthetic: Synthetic) -> None:
         onset, loaded = asyncio.run(flooded(address, [call], 400.0, 0.25, 0.5))
     for made in (onset, loaded):
         assert made.codes == {"OK": len(made.late)}
-    chance, due, meant = random.Random(1), 0.0, 0
+    # However late they are begun.
+    chance, due, meant = random.Random(1), 0.0, Counter[bool]()
     while due < 0.75:
-        due, meant = due + chance.expovariate(400.0), meant + 1
-    assert min(len(onset.late), len(loaded.late)) > 0
-    assert len(onset.late) + len(loaded.late) == meant
+        meant[due < 0.25] += 1
+        due += chance.expovariate(400.0)
+    assert (len(onset.late), len(loaded.late)) == (meant[True], meant[False])
 
 
 def test_memory_grows_from_the_twentieth_second_on() -> None:
     assert overload.growth_of([100, 150, 180, 190, 200, 200, 210])["growth"] == pytest.approx(0.05)
-    assert overload.growth_of([100, 200])["growth"] == 0
+    assert overload.growth_of([100] * 10 + [200] * 90)["growth"] == 0
+
+
+def found_overload(**codes: int) -> overload.Found:
+    """What a server does that holds everything, and its statuses of the onset."""
+
+    def made(taken: float, **codes: int) -> Made:
+        return Made({(code, "light"): [taken] * count for code, count in codes.items()}, [0.1])
+
+    return overload.Found(
+        unloaded=made(10.0, OK=100),
+        speeds={2: 90.0, 4: 100.0},
+        onset=made(500.0, **codes),
+        loaded=made(19.0, OK=500, RESOURCE_EXHAUSTED=9_500),
+        health={"SERVING": [1.0]},
+        after=made(10.0, OK=100),
+        memory=[100] * 10,
+    )
+
+
+def test_an_overload_is_judged_by_all_but_the_times_of_its_onset() -> None:
+    row = overload.row_of(1, 10.0, found_overload(OK=5, RESOURCE_EXHAUSTED=5))
+    assert row["accepted_p99_to_unloaded"] == pytest.approx(1.9)
+    assert row["begun_per_second"] == 1_000
+    assert all(row["held"].values())
+    row = overload.row_of(1, 10.0, found_overload(OK=5, INTERNAL=1))
+    assert row["onset_codes"] == {"OK": 5, "INTERNAL": 1}
+    assert [what for what, held in row["held"].items() if not held] == ["codes"]
+    bad = found_overload(OK=5)
+    bad.loaded.milliseconds["OK", "light"] = [21.0] * 100
+    bad.loaded.milliseconds["RESOURCE_EXHAUSTED", "light"] = []
+    bad.memory = [100] * 5 + [112] * 5
+    row = overload.row_of(1, 10.0, bad)
+    # None was refused; what the rest took is in the way too.
+    missed = [what for what, held in row["held"].items() if not held]
+    assert missed == ["refused", "accepted", "memory"]
+
+
+def test_a_minute_too_short_for_memory_is_refused() -> None:
+    command = [sys.executable, "-m", "vitscope.bench.overload", "--minutes", "0.5"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--minutes must be at least 0.6" in done.stderr
 
 
 def test_exponents_are_those_of_powers() -> None:
@@ -201,6 +246,7 @@ def a_body() -> dict[str, Any]:
         "parts": {
             "limits": {"rows": measured},
             "answers": {"rows": [row]},
+            "overload": {"rows": [overload.row_of(1, 10.0, found_overload(INTERNAL=1))]},
             "growth": {"rows": [grown]},
             "peers": PEERS,
         },
@@ -219,6 +265,8 @@ def test_the_report_tells_figures_bounds_growth_and_peers(tmp_path: Path) -> Non
     assert "| indexing, images/s | 20 | 10 (2) | 100 |" in text
     assert "| hundredth answer, ms | 4 | 1 (0.25) |  |" in text
     assert "| maps, ms | 2 | – |  |" in text
+    assert "| accepted | 500 | 19.00 | 19.0 |" in text
+    assert "**Missed: no status but OK and RESOURCE_EXHAUSTED.**" in text
     assert "**No figure of a GPU is in it.**" in text
     assert "absent" not in text
     shown = [line[line.index("(") + 1 : -1] for line in text.splitlines() if line.startswith("![")]
@@ -263,6 +311,12 @@ def test_a_ranking_that_repeats_a_picture_is_not_right() -> None:
     assert not judge([[0, 3.0], [0, 3.0]], truth).close
 
 
+def test_the_order_of_a_ranking_counts() -> None:
+    truth = np.array([3.0, 2.0, 1.0], np.float32)
+    assert judge([[0, 3.0], [1, 2.0]], truth).close
+    assert not judge([[1, 2.0], [0, 3.0]], truth).close
+
+
 def test_why_places_are_empty_is_told_where_some_are() -> None:
     truth = {"a|0": np.array([3.0, 2.0, -1.0], np.float32)}
     notes = {"ranking_pooling": "mean", "ranking_note": "it rounds", "empty_note": "it has zeros"}
@@ -281,16 +335,19 @@ def test_why_places_are_empty_is_told_where_some_are() -> None:
 
 
 def test_plain_hooks_give_what_a_model_computes_by_hand(tmp_path: Path) -> None:
-    """A ViT's first feed-forward layer written out: no hook, and no transform of timm."""
+    """A ViT's first feed-forward layers written out: no hook, and no transform of timm."""
     args = argparse.Namespace(
         limit=None, quick=True, data=None, model="test_vit", img_size=None, checkpoint=None
     )
     task = peers.task_of(args, tmp_path)
     task |= {"pictures": task["pictures"][:3], "compared": 100}
-    task["questions"] = [["blocks.0.mlp", channel] for channel in range(7)]
+    task["questions"] = [
+        [layer, channel] for layer in ("blocks.1.mlp", "blocks.0.mlp") for channel in range(4)
+    ]
     found = means(task)
+    assert list(found) == [f"{layer}|{channel}" for layer, channel in task["questions"]]
     model = model_of(task)
-    block, prefix = model.blocks[0], model.num_prefix_tokens
+    prefix = model.num_prefix_tokens
     side = model.patch_embed.img_size[0]
     for number, path in enumerate(task["pictures"]):
         with Image.open(path) as picture:
@@ -303,12 +360,48 @@ def test_plain_hooks_give_what_a_model_computes_by_hand(tmp_path: Path) -> None:
         given = torch.from_numpy(((pixels - norm[0]) / norm[1]).transpose(2, 0, 1)[None])
         with torch.inference_mode():
             tokens = model.norm_pre(model._pos_embed(model.patch_embed(given)))
-            tokens = tokens + block.ls1(block.attn(block.norm1(tokens)))
-            hidden = torch.nn.functional.gelu(block.mlp.fc1(block.norm2(tokens)))
+            hidden = {}
+            for place in (0, 1):
+                block = model.blocks[place]
+                tokens = tokens + block.ls1(block.attn(block.norm1(tokens)))
+                inner = torch.nn.functional.gelu(block.mlp.fc1(block.norm2(tokens)))
+                hidden[f"blocks.{place}.mlp"] = inner[0, prefix:].mean(0)
+                tokens = tokens + block.ls2(block.mlp.fc2(inner))
         for (layer, channel), mine in zip(task["questions"], found.values(), strict=True):
-            assert layer == "blocks.0.mlp"
-            expected = float(hidden[0, prefix:, channel].mean())
-            assert mine[number] == pytest.approx(expected, abs=1e-5)
+            assert mine[number] == pytest.approx(float(hidden[layer][channel]), abs=1e-5)
+
+
+def test_a_tool_whose_user_keeps_tables_is_asked_everything() -> None:
+    """By hand: a tool that knows its activations (N, P, C), and a user that keeps their means."""
+    activations = np.random.default_rng(0).normal(size=(30, 4, 3)).astype(np.float32)
+    task = {
+        "k": 5,
+        "pictures": [f"{number}.png" for number in range(30)],
+        "labels": ["a", "b", "b"] * 10,
+        "questions": [["x", channel] for channel in range(3)],
+        "compared": 2,
+        "batch_size": 7,
+    }
+    asked: list[tuple[list[str], list[int]]] = []
+
+    class Tool:
+        pictures = common.Pictures(task, transform=str)
+
+        def patches(self, layers: list[str], some: common.Pictures) -> Any:
+            asked.append((layers, some.rows))
+            yield [torch.from_numpy(activations[some.rows])]
+
+    what = {key: key for key in ("answers", "other_pooling", "label_filter", "maps")}
+    means_ = activations.mean(1)
+    found = common.answers_of_tables(task, lambda layer: means_, Tool, what)
+    best = np.argsort(-means_[:, 0], kind="stable")[:5].tolist()
+    # Maps of the best, then another pooling of all.
+    assert asked == [(["x"], best), (["x"], list(range(30)))]
+    assert list(found["rankings"]) == ["x|0", "x|1"]
+    assert [row for row, _ in found["rankings"]["x|0"]] == best
+    assert {key: found[key]["what"] for key in what} == what
+    assert found["answers"]["first_seconds"] > 0
+    assert all(found[key]["seconds"] > 0 for key in ("other_pooling", "label_filter", "maps"))
 
 
 def test_a_tool_that_fails_is_told_and_leaves_its_row_open(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ WRONG = [
     (["--model", "test_vit", "--limit", "0"], "--limit"),
     (["--model", "test_vit", "--thumbnail-size", "-1"], "--thumbnail-size"),
     (["--model", "test_vit", "--dtype", "int8"], "--dtype must be one of"),
-    (["--model", "test_vit", "--device", "abacus"], "cannot be used here"),
+    (["--model", "test_vit", "--device", "abacus"], "cannot be used here (Expected one of cpu"),
     (["--model", "test_vit", "--poolings", "mean,median"], NO_POOLING),
     (["--model", "test_vit", "--poolings", "median"], NO_POOLING),
     (["--model", "test_vit", "--poolings", "max"], "must have mean among them"),

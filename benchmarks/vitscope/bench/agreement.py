@@ -110,7 +110,7 @@ class Judged:
     same: bool
     """Row by row."""
     close: bool
-    """As good in what it gives: other rows only where scores are as near as precision leaves."""
+    """Place by place as good: another row only where its score is as near as precision leaves."""
     empty: int
     """Places without a row."""
     negative: int
@@ -127,7 +127,7 @@ def judge(ranking: Sequence[Sequence[float]], scores: Scores) -> Judged:
     best = sorted(range(len(scores)), key=lambda row: (-scores[row], row))[: len(ranking)]
     scale = float(np.abs(scores).max()) or 1.0
     off = np.array([score for _, score in given]) - scores[rows]
-    gap = np.sort(scores[rows])[::-1] - scores[best][: len(rows)]
+    gap = scores[rows] - scores[best][: len(rows)]
     return Judged(
         same=rows == best,
         close=len(set(rows)) == len(best) and float(np.abs(gap).max(initial=0)) <= CLOSE * scale,

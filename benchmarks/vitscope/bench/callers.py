@@ -119,21 +119,21 @@ def _on_core(there: Connection, work: Any, *given: Any) -> None:
 
 
 class Callers:
-    """Makes calls over a few connections and notes what becomes of them."""
+    """Makes calls over a few connections."""
 
     def __init__(self, address: str) -> None:
         self._channels = [grpc.aio.insecure_channel(address, OPTIONS) for _ in range(CONNECTIONS)]
         self._methods: dict[tuple[int, str], Any] = {}
         self._numbers = itertools.count()
-        self.made = Made()
 
     async def connect(self) -> None:
         """Wait until every connection stands: what is begun before would come all at once then."""
-        await asyncio.gather(*(channel.channel_ready() for channel in self._channels))
+        ready = (channel.channel_ready() for channel in self._channels)
+        await asyncio.wait_for(asyncio.gather(*ready), TIMEOUT)
 
-    async def call(self, call: Call) -> None:
-        """Make one, on the next connection."""
-        begun, made = time.perf_counter(), self.made
+    async def call(self, call: Call, made: Made) -> None:
+        """Make one, on the next connection, and note it there."""
+        begun = time.perf_counter()
         method = self._method(next(self._numbers) % CONNECTIONS, call)
         try:
             reply = method(call.request, timeout=TIMEOUT)
@@ -163,24 +163,24 @@ class Callers:
 
 async def closed(address: str, calls: Sequence[Call], callers: int, seconds: float) -> Made:
     """So many callers, each of whom asks again when it has its answer."""
-    some, queue = Callers(address), itertools.cycle(calls)
+    some, queue, made = Callers(address), itertools.cycle(calls), Made()
     await some.connect()
     end = time.perf_counter() + seconds
 
     async def ask() -> None:
         while time.perf_counter() < end:
-            await some.call(next(queue))
+            await some.call(next(queue), made)
 
     await asyncio.gather(*(ask() for _ in range(callers)))
     await some.close()
-    return some.made
+    return made
 
 
 async def flooded(
     address: str, calls: Sequence[Call], rate: float, first: float, seconds: float
 ) -> tuple[Made, Made]:
     """Calls at random moments, so many a second, whatever becomes of those before: what becomes of
-    those that are begun in the first seconds, and of those in the seconds after them.
+    those that are due in the first seconds, and of those in the seconds after them.
     """
     some, chance = Callers(address), random.Random(1)
     await some.connect()
@@ -188,26 +188,24 @@ async def flooded(
     chance.shuffle(order)
     queue = itertools.cycle(order)
     open_: set[asyncio.Task[None]] = set()
-    due = time.perf_counter()
-    settled, end = due + first, due + first + seconds
-    onset = some.made
-    while due < end:
-        now = time.perf_counter()
-        if some.made is onset and now >= settled:
-            some.made = Made()
+    onset, loaded = Made(), Made()
+    start, due = time.perf_counter(), 0.0
+    while due < first + seconds:
+        now = time.perf_counter() - start
         if due > now:
             await asyncio.sleep(due - now)
-        while due <= time.perf_counter():
-            some.made.late.append((time.perf_counter() - due) * 1e3)
-            task = asyncio.create_task(some.call(next(queue)))
+        while due < first + seconds and due <= (now := time.perf_counter() - start):
+            made = onset if due < first else loaded
+            made.late.append((now - due) * 1e3)
+            task = asyncio.create_task(some.call(next(queue), made))
             open_.add(task)
             task.add_done_callback(open_.discard)
+            made.most_at_once = max(made.most_at_once, len(open_))
             due += chance.expovariate(rate)
-        some.made.most_at_once = max(some.made.most_at_once, len(open_))
         await asyncio.sleep(0)
     await asyncio.gather(*open_)
     await some.close()
-    return onset, some.made
+    return onset, loaded
 
 
 async def probe(address: str, seconds: float) -> dict[str, list[float]]:

@@ -11,7 +11,7 @@ every question, and all activations in .npy files or through zarr-python. Tools 
 index in no time and answer by a forward.
 
 Without --data, drawn scenes, and timm's ViT-Ti/16 with random weights, which are the same for all.
-Rankings are compared with plain hooks and NumPy where a tool pools, or can be told to pool, the
+Rankings are compared with those of plain hooks where a tool pools, or can be told to pool, the
 mean over patch tokens.
 """
 

@@ -144,11 +144,7 @@ async def serve(settings: Settings, ready: Callable[[str], None]) -> None:
     with closing(Gates(settings.threads, settings.in_hand, prepare)) as gates:
         metrics = Metrics() if settings.metrics else None
         traces = Traces() if settings.otel else None
-        log_call = call_log(settings.log)
-        # Traces first: what is logged of a call names its trace.
-        told = (traces and traces.ended, metrics and metrics.ended, log_call)
-        observers = [each for each in told if each]
-        status = StatusInterceptor(observers, peers=bool(traces or log_call))
+        status = _status(metrics, traces, settings.log)
         early = EarlyRefusals(gates, live=load is not None)
         interceptors = [status, *guard.interceptors(), early]
         checks = await _health(paths)
@@ -225,6 +221,15 @@ def _check_seconds(settings: Settings) -> None:
         raise StartError("--follow is a number of seconds from 0.05 on, or 0 for never.")
     if not 0 <= settings.grace <= _LONGEST_GRACE:
         raise StartError(f"--grace {settings.grace} cannot be; give 0 to {_LONGEST_GRACE:.0f} s.")
+
+
+def _status(metrics: Metrics | None, traces: Traces | None, log: LogOptions) -> StatusInterceptor:
+    """What tells all that want to know how a call ended."""
+    log_call = call_log(log)
+    # Traces first: what is logged of a call names its trace.
+    told = (traces and traces.ended, metrics and metrics.ended, log_call)
+    observers = [each for each in told if each]
+    return StatusInterceptor(observers, peers=bool(traces or log_call))
 
 
 def _add_services(server: aio.Server, service: Any, checks: Any, reflected: bool) -> None:

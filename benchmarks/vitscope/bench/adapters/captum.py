@@ -49,21 +49,17 @@ class Tool:
             some = found if isinstance(found, list) else [found]
             yield [each[:, self.model.num_prefix_tokens :] for each in some]
 
-    def keep(self, layers: list[str], pool: str) -> None:
-        """Pool layers in one pass, and save them."""
+    def keep(self) -> None:
+        """Pool all layers in one pass, and save them."""
+        layers = self.task["layers"]
         for number, found in enumerate(self.patches(layers, self.pictures)):
-            kept = [pooled(each, pool) for each in found]
-            AV.save(str(self.folder), self.task["model"], pool, layers, kept, str(number))
-
-    def table(self, layers: list[str], pool: str) -> dict[str, torch.Tensor]:
-        """Pooled activations (N, C) of layers, saved and read again."""
-        self.keep(layers, pool)
-        return {layer: load(self.task, self.folder, pool, layer) for layer in layers}
+            kept = [pooled(each, "mean") for each in found]
+            AV.save(str(self.folder), self.task["model"], "mean", layers, kept, str(number))
 
 
-def load(task: Json, folder: Path, pool: str, layer: str) -> torch.Tensor:
+def load(task: Json, folder: Path, layer: str) -> torch.Tensor:
     """Pooled activations (N, C) of a layer."""
-    kept: Any = AV.load(str(folder), task["model"], pool, layer)
+    kept: Any = AV.load(str(folder), task["model"], "mean", layer)
     # Iterated by itself it ends in an error.
     return torch.cat(list(DataLoader(kept, batch_size=None)))
 
@@ -71,7 +67,7 @@ def load(task: Json, folder: Path, pool: str, layer: str) -> torch.Tensor:
 def index(task: Json, folder: Path) -> Json:
     """Pool and keep."""
     tool = Tool(task, folder)
-    seconds, _ = timed(lambda: tool.keep(task["layers"], "mean"))
+    seconds, _ = timed(tool.keep)
     what = "one number a picture, layer and channel: their mean, in a file a layer and batch"
     return {"index": {"seconds": seconds, "bytes": folder_bytes(folder), "what": what}}
 
@@ -82,12 +78,12 @@ def answer(task: Json, folder: Path) -> Json:
 
     def opened(layer: str) -> torch.Tensor:
         if layer not in layers:
-            layers[layer] = load(task, folder, "mean", layer)
+            layers[layer] = load(task, folder, layer)
         return layers[layer]
 
     what = {
         "answers": "AV.load of a layer, which then stays in memory, one column sorted by its user",
-        "other_pooling": "all pictures again, pooled so",
+        "other_pooling": "all pictures again, the layer asked",
         "label_filter": "rows of the layer; it knows no labels",
         "maps": "LayerActivation of the pictures",
     }

@@ -165,10 +165,12 @@ def answers(
 ) -> Json:
     """Ask a tool everything, or `asked` alone for rankings; `what` it does for each, by its key."""
     layer, channel = task["questions"][0]
+    _settle()
     first, best = timed(lambda: ways.best(layer, channel))
     hundredth, rankings = ask_all(asked or task["questions"], ways.best)
     labelled, _ = timed(lambda: ways.labelled(layer, channel))
     ways.prepare()
+    _settle()
     rows = [int(row) for row, _ in best if row >= 0]
     maps, _ = timed(lambda: ways.maps(layer, channel, rows))
     other, _ = timed(lambda: ways.other(layer, channel))
@@ -185,6 +187,12 @@ def answers(
     }
 
 
+def _settle() -> None:
+    """Or a collection of all that was imported, 0.2 s, would fall into some answer."""
+    gc.collect()
+    gc.freeze()
+
+
 def answers_of_tables(
     task: Json,
     opened: Callable[[str], Any],
@@ -193,10 +201,10 @@ def answers_of_tables(
 ) -> Json:
     """Of a tool whose user keeps `opened(layer)`, scores (N, C), and sorts their columns.
 
-    For the rest `make()` gives the tool: its `pictures`; `patches(layers, pictures)`, activations
-    (B, P, C) of each, a batch after the other; `table(layers, pool)`, which pools them anew.
+    For the rest `make()` gives the tool: its `pictures`, and `patches(layers, pictures)`, which are
+    activations (B, P, C) of each, a batch after the other.
     """
-    _, rows = common_label(task)
+    _, labelled = common_label(task)
     k = task["k"]
     made: list[Any] = []
 
@@ -207,11 +215,12 @@ def answers_of_tables(
 
     def by_maximum(layer: str, channel: int) -> Ranking:
         [tool] = made
-        return best_of(tool.table([layer], "max")[layer][:, channel], k)
+        found = table_of([layer], tool.patches([layer], tool.pictures), "max")
+        return best_of(found[layer][:, channel], k)
 
     ways = Ways(
         best=lambda layer, channel: best_of(opened(layer)[:, channel], k),
-        labelled=lambda layer, channel: best_of(opened(layer)[rows, channel], k),
+        labelled=lambda layer, channel: best_of(opened(layer)[labelled, channel], k),
         maps=maps,
         other=by_maximum,
         prepare=lambda: made.append(make()),
@@ -248,9 +257,6 @@ def run(
     task: Json = json.loads(args.task.read_text())
     _share_cores(task["threads"])
     if args.answer:
-        # A collection of all that was imported, 0.2 s, would fall into whichever answer came then.
-        gc.collect()
-        gc.freeze()
         result = answer(task, args.folder)
     else:
         versions = {name: importlib.metadata.version(name) for name in (*tools, "torch", "timm")}

@@ -54,14 +54,16 @@ class Tool:
 
         self.means, self.maxima = patch_mean, patch_max
 
-    def visualizer(self, pool: Callable[..., Any], pictures: Pictures | None = None) -> Any:
-        """It has run, or found that it had."""
+    def visualizer(
+        self, pool: Callable[..., Any], layers: list[str], pictures: Pictures | None = None
+    ) -> Any:
+        """It has run over layers, or found that it had."""
         some = pictures or self.pictures
         found = ActivationComponentVisualizer(
             self.model,
             some,
             some,
-            layer_names=[f"{layer}.act" for layer in self.task["layers"]],
+            layer_names=[f"{layer}.act" for layer in layers],
             num_samples=self.task["k"],
             aggregate_fn=pool,
             cache_dir=str(self.folder),
@@ -93,7 +95,7 @@ def best_of(visualizer: Any, layer: str, channel: int) -> Ranking:
 def index(task: Json, folder: Path) -> Json:
     """Run it over the pictures."""
     tool = Tool(task, folder)
-    seconds, _ = timed(lambda: tool.visualizer(tool.means))
+    seconds, _ = timed(lambda: tool.visualizer(tool.means, task["layers"]))
     what = f"numbers and values of the best {task['k']} of every channel under one pooling"
     return {"index": {"seconds": seconds, "bytes": folder_bytes(folder), "what": what}}
 
@@ -106,21 +108,21 @@ def answer(task: Json, folder: Path) -> Json:
 
     def best(layer: str, channel: int) -> Ranking:
         if not opened:
-            opened.append(tool.visualizer(tool.means))
+            opened.append(tool.visualizer(tool.means, task["layers"]))
         return best_of(opened[0], layer, channel)
 
     def labelled(layer: str, channel: int) -> Ranking:
         some = Pictures(task, tool.pictures.transform, rows)
         some.name = f"label-{label}"
-        return best_of(tool.visualizer(tool.means, some), layer, channel)
+        return best_of(tool.visualizer(tool.means, [layer], some), layer, channel)
 
     def by_maximum(layer: str, channel: int) -> Ranking:
-        return best_of(tool.visualizer(tool.maxima), layer, channel)
+        return best_of(tool.visualizer(tool.maxima, [layer]), layer, channel)
 
     what = {
         "answers": "its files of all layers are loaded (and the model, which does not count)",
-        "other_pooling": "a second run with another aggregator",
-        "label_filter": "a run over a data set of those pictures: only the best are kept",
+        "other_pooling": "a second run with another aggregator, of the layer asked",
+        "label_filter": "a run over those pictures, of the layer asked: only the best are kept",
         "maps": "a forward of the pictures under its hook",
     }
     return {

@@ -59,10 +59,6 @@ class Tool:
                 some = [found[name] for name in names] if isinstance(found, dict) else [found]
                 yield [each[:, self.prefix :] for each in some]
 
-    def table(self, layers: list[str], pool: str) -> dict[str, torch.Tensor]:
-        """Pooled activations (N, C) of every layer."""
-        return table_of(layers, self.patches(layers, self.pictures), pool)
-
 
 def quiet() -> contextlib.AbstractContextManager[object]:
     """What the tool prints goes where errors go."""
@@ -71,10 +67,11 @@ def quiet() -> contextlib.AbstractContextManager[object]:
 
 def index(task: Json, folder: Path) -> Json:
     """Pool all layers in one pass, and save them."""
-    tool = Tool(task)
+    tool, layers = Tool(task), task["layers"]
 
     def write() -> None:
-        for layer, values in tool.table(task["layers"], "mean").items():
+        found = table_of(layers, tool.patches(layers, tool.pictures), "mean")
+        for layer, values in found.items():
             with quiet():
                 save_features(values.numpy(), out_path=str(folder / layer), file_format="npy")
 
@@ -91,7 +88,7 @@ def answer(task: Json, folder: Path) -> Json:
 
     what = {
         "answers": "a layer's file is mapped into memory, one column sorted by its user",
-        "other_pooling": "all pictures again",
+        "other_pooling": "all pictures again, the layer asked",
         "label_filter": "rows of the file; it knows no labels",
         "maps": "the pictures again",
     }

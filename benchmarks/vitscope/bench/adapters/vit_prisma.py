@@ -78,15 +78,16 @@ class Tool:
             _, cache = self.model.run_with_cache(batch, names_filter=names, stop_at_layer=stop)
             yield [cache[name][:, self.prefix :] for name in names]
 
-    def table(self, layers: list[str], pool: str) -> dict[str, torch.Tensor]:
-        """Pooled activations (N, C) of every layer."""
-        return table_of(layers, self.patches(layers, self.pictures), pool)
-
 
 def index(task: Json, folder: Path) -> Json:
     """Pool all layers in one pass."""
-    tool = Tool(task)
-    seconds, _ = timed(lambda: torch.save(tool.table(task["layers"], "mean"), folder / TABLE))
+    tool, layers = Tool(task), task["layers"]
+
+    def write() -> None:
+        found = table_of(layers, tool.patches(layers, tool.pictures), "mean")
+        torch.save(found, folder / TABLE)
+
+    seconds, _ = timed(write)
     what = "one number a picture, layer and channel: their mean, in a file of torch.save"
     return {"index": {"seconds": seconds, "bytes": folder_bytes(folder), "what": what}}
 

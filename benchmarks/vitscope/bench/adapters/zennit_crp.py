@@ -57,13 +57,13 @@ class Tool:
         self.pictures = Pictures(task, transform_of(self.model))
         self.patches = self.model.patch_embed.num_patches
 
-    def made(self, target: str) -> Any:
-        """Over every layer, by the sum over patches or their maximum."""
+    def made(self, target: str, layers: Sequence[str]) -> Any:
+        """Over layers, by the sum over patches or their maximum."""
         concept = PatchChannels(self.model.num_prefix_tokens)
         return FeatureVisualization(
             CondAttribution(self.model),
             self.pictures,
-            {f"{layer}.act": concept for layer in self.task["layers"]},
+            {f"{layer}.act": concept for layer in layers},
             max_target=target,
             abs_norm=False,
             path=str(self.folder / target),
@@ -84,7 +84,7 @@ class Tool:
 def index(task: Json, folder: Path) -> Json:
     """Run it over the pictures, forward and backward."""
     tool = Tool(task, folder)
-    made = tool.made("sum")
+    made = tool.made("sum", task["layers"])
     seconds, _ = timed(lambda: tool.run(made))
     return {
         "index": {
@@ -99,7 +99,7 @@ def index(task: Json, folder: Path) -> Json:
 def answer(task: Json, folder: Path) -> Json:
     """Ask its arrays; run it again for the rest."""
     tool = Tool(task, folder)
-    made = tool.made("sum")
+    made = tool.made("sum", task["layers"])
     label, _ = common_label(task)
     target = sorted(set(task["labels"])).index(label)
 
@@ -118,13 +118,13 @@ def answer(task: Json, folder: Path) -> Json:
         return found.activations[f"{layer}.act"][:, tool.model.num_prefix_tokens :, channel]
 
     def by_maximum(layer: str, channel: int) -> Ranking:
-        again = tool.made("max")
+        again = tool.made("max", [layer])
         tool.run(again)
         return tool.best(load_maximization(again.ActMax.PATH, f"{layer}.act"), channel, 1)
 
     what = {
         "answers": "load_maximization, which maps a layer's arrays anew for every question",
-        "other_pooling": "a second run with max_target='max'",
+        "other_pooling": "a second run with max_target='max', of the layer asked",
         "label_filter": "load_statistics of the label as target",
         "maps": "the pictures again, forward and backward",
     }
